@@ -1,0 +1,1 @@
+"""The steps of every job, one class per area: observe, decide, act."""

@@ -1,0 +1,149 @@
+"""Files: a tenant's group and space in OCIS."""
+
+from __future__ import annotations
+
+from temporalio import activity
+
+from activities.tenants import load_tenant
+from domain.errors import ForeignObject, NotFound, OutcomeUnknown, VendorRejected
+from domain.ids import drive_alias, tenant_group, tenant_marker
+from domain.operations import Acting
+from domain.provisioning import SpaceResult, StepResult, TenantRequest, keeper
+from domain.tenants import Tenant
+from integrations.ocis import SPACE_EDITOR, OcisClient, SpaceSpec
+from runtime.steps import current_step
+from store.catalog import CatalogRepository
+from store.tenants import TenantRepository
+
+VENDOR = "ocis"
+GROUP = "ocisGroupId"
+SPACE = "ocisSpaceId"
+
+
+class OcisActivities:
+    """Ensures groups, spaces and who may enter them."""
+
+    def __init__(self, ocis: OcisClient, tenants: TenantRepository, catalog: CatalogRepository) -> None:
+        self._ocis = ocis
+        self._tenants = tenants
+        self._catalog = catalog
+
+    @activity.defn(name="ensure_files_group")
+    async def ensure_files_group(self, request: TenantRequest) -> StepResult:
+        """Ensure that the tenant's group exists, so that it has an id before anybody logs in.
+
+        Idempotency: group names are unique in OCIS, and the name is the mark: logins fill it by name.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        name = tenant_group(tenant.slug)
+        group = await self._ocis.find_group(name)
+        if group is None:
+            await current_step().acting(_acting("ocis.group_created", "group", name))
+            try:
+                group = await self._ocis.create_group(name)
+            except VendorRejected as error:
+                if error.code != "already_exists":
+                    raise
+                group = await self._ocis.find_group(name)
+        if group is None:
+            raise OutcomeUnknown(VENDOR, "The group exists, and is not to be seen.")
+        await self._tenants.set_resource(tenant.slug, GROUP, group.id)
+        return StepResult(resource_id=group.id)
+
+    @activity.defn(name="ensure_space")
+    async def ensure_space(self, request: TenantRequest) -> SpaceResult:
+        """Ensure that the tenant has a space under its alias, and that we know its id.
+
+        Idempotency: neither name nor alias is unique in OCIS; a double that a late attempt makes is removed by
+        `delete_space_doubles`.
+
+        Raises:
+            ForeignObject: only spaces without our mark stand under the alias.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        quota = await self._quota(tenant)
+        alias = drive_alias(tenant.slug)
+        marker = tenant_marker(tenant.slug)
+        spaces = await self._ocis.find_spaces(alias)
+        if not spaces:
+            spec = SpaceSpec(
+                name=_space_name(tenant),
+                drive_alias=alias,
+                description=f"{marker} dezky-operation={request.operation_id};",
+                quota_bytes=quota,
+            )
+            await current_step().acting(_acting("ocis.space_created", "space", alias))
+            created = await self._ocis.create_space(spec)
+            spaces = await self._ocis.find_spaces(alias) or [created]
+        known = tenant.resources.get(SPACE)
+        ours = {space.id: space for space in spaces if space.id == known or marker in (space.description or "")}
+        if not ours:
+            raise ForeignObject(VENDOR, f"The alias {alias} belongs to a space that was not made here.")
+        used = sorted(space.id for space in ours.values() if space.quota_used)
+        space = ours[keeper(list(ours), known=known, in_use=used[0] if used else None)]
+        await self._tenants.set_resource(tenant.slug, SPACE, space.id)
+        return SpaceResult(resource_id=space.id, quota_matches=space.quota_total == quota)
+
+    @activity.defn(name="delete_space_doubles")
+    async def delete_space_doubles(self, request: TenantRequest) -> StepResult:
+        """Ensure that the tenant's space is the only one under its alias; one with files in it is left.
+
+        Idempotency: what is gone is not found again; one that is disabled already is only purged.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        kept = tenant.resources[SPACE]
+        marker = tenant_marker(tenant.slug)
+        for space in await self._ocis.find_spaces(drive_alias(tenant.slug)):
+            if space.id == kept or space.quota_used or marker not in (space.description or ""):
+                continue
+            await current_step().acting(_acting("ocis.space_double_removed", "space", space.id))
+            if not space.disabled:
+                await self._ocis.disable_space(space.id)
+            await self._ocis.purge_space(space.id)
+        return StepResult(resource_id=kept)
+
+    @activity.defn(name="ensure_space_quota")
+    async def ensure_space_quota(self, request: TenantRequest) -> StepResult:
+        """Ensure that the tenant's space has the quota of its plan and seats.
+
+        Idempotency: setting the same quota again changes nothing.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        space_id = tenant.resources[SPACE]
+        await current_step().acting(_acting("ocis.space_quota_set", "space", space_id))
+        await self._ocis.set_quota(space_id, await self._quota(tenant))
+        return StepResult(resource_id=space_id)
+
+    @activity.defn(name="ensure_space_member")
+    async def ensure_space_member(self, request: TenantRequest) -> StepResult:
+        """Ensure that the tenant's group may edit the tenant's space.
+
+        Idempotency: a second invitation is refused as existing, which is what is wanted.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        space_id, group_id = tenant.resources[SPACE], tenant.resources[GROUP]
+        members = await self._ocis.space_members(space_id)
+        if not any(member.group_id == group_id for member in members):
+            await current_step().acting(_acting("ocis.space_member_added", "space", space_id))
+            try:
+                await self._ocis.invite_group(space_id, group_id, SPACE_EDITOR)
+            except VendorRejected as error:
+                if error.code != "already_exists":
+                    raise
+        return StepResult(resource_id=space_id)
+
+    async def _quota(self, tenant: Tenant) -> int:
+        plan = await self._catalog.plan(tenant.plan)
+        if plan is None:
+            raise NotFound(f"There is no plan {tenant.plan}.")
+        return plan.storage_bytes_per_seat * tenant.seats
+
+
+def _space_name(tenant: Tenant) -> str:
+    """Return the tenant's name as OCIS allows it: without the characters it refuses, among them the dot."""
+    allowed = "".join(" " if char in '/\\.:?*"><|' else char for char in tenant.name)
+    return " ".join(allowed.split()).encode()[:255].decode(errors="ignore") or tenant.slug
+
+
+def _acting(action: str, kind: str, identifier: str) -> Acting:
+    return Acting(action=action, resource_type=f"ocis_{kind}", resource_id=identifier)

@@ -1,0 +1,159 @@
+"""Activities that write only our own database."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from temporalio import activity
+
+from activities.tenants import load_admin, load_tenant
+from domain.audit import Actor, ActorType, AuditEvent, Outcome, Resource
+from domain.errors import NotFound
+from domain.flags import FlagSubject, evaluate
+from domain.operations import Operation
+from domain.provisioning import CloseRequest, OutcomeRequest, ProvisionPlan, Settlement, TenantRequest
+from domain.tenants import SYSTEMS, SystemStatus
+from runtime.clock import utcnow
+from store.audit import AuditRepository
+from store.catalog import FlagRepository
+from store.database import Database, Session
+from store.operations import OperationRepository
+from store.people import UserRepository
+from store.tenants import TenantRepository
+
+BILLING_FLAG = "new_billing_engine"
+# A create at a vendor that does not make it unique, and the step that looks for doubles of it.
+NON_UNIQUE = {
+    "stalwart.role": "stalwart.role_doubles",
+    "ocis.space": "ocis.space_doubles",
+    "stripe.customer": "stripe.customer_doubles",
+}
+
+
+class PlatformActivities:
+    """Plans a run, records how it ended, releases its lock."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        operations: OperationRepository,
+        tenants: TenantRepository,
+        users: UserRepository,
+        flags: FlagRepository,
+        audit: AuditRepository,
+        environment: str,
+        billing_enabled: bool,
+    ) -> None:
+        self._database = database
+        self._operations = operations
+        self._tenants = tenants
+        self._users = users
+        self._flags = flags
+        self._audit = audit
+        self._environment = environment
+        self._billing_enabled = billing_enabled
+
+    @activity.defn(name="plan_provision")
+    async def plan_provision(self, request: TenantRequest) -> ProvisionPlan:
+        """Decide what a provisioning run will do, and show its steps as pending.
+
+        Idempotency: steps that are recorded already are kept.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        admin = await load_admin(self._users, tenant)
+        domains = [each.name for each in tenant.proved_domains]
+        admin_domain = admin.email.rpartition("@")[2]
+        subject = FlagSubject(
+            tenant_id=tenant.id,
+            tenant_slug=tenant.slug,
+            plan=tenant.plan,
+            partner_slug=tenant.partner_slug,
+            environment=self._environment,
+        )
+        flag = await self._flags.get(BILLING_FLAG)
+        plan = ProvisionPlan(
+            domains=domains,
+            mailbox_domain=admin_domain if admin_domain in domains else None,
+            billing_enabled=self._billing_enabled and flag is not None and evaluate(flag, subject),
+        )
+
+        async def body(session: Session) -> None:
+            await self._operations.plan_steps(request.operation_id, plan.steps, session)
+            for system in SYSTEMS:
+                dark = system == "stripe" and not plan.billing_enabled
+                status = SystemStatus.DISABLED if dark else SystemStatus.PENDING
+                await self._tenants.set_system(tenant.slug, system, status, None, session)
+
+        await self._database.run_transaction(body)
+        return plan
+
+    @activity.defn(name="record_tenant_outcome")
+    async def record_tenant_outcome(self, request: OutcomeRequest) -> Settlement:
+        """Turn the tenant active if every branch is ok, keep the event of how it went, and say what must settle.
+
+        Idempotency: the tenant is activated once and the event has one id.
+        """
+
+        async def body(session: Session) -> Settlement:
+            operation = await self._operation(request.operation_id, session)
+            now = utcnow()
+            if request.failure is None:
+                await self._tenants.activate(request.tenant_slug, now, session)
+            if operation.open:
+                await self._audit.write(_outcome_event(operation, request, now), session)
+            return Settlement(
+                unsettled_until=operation.unsettled_until,
+                recheck=[again for create, again in NON_UNIQUE.items() if operation.step(create).attempts > 1],
+            )
+
+        return await self._database.run_transaction(body)
+
+    @activity.defn(name="close_operation")
+    async def close_operation(self, request: CloseRequest) -> datetime | None:
+        """Release the lock, unless an attempt may still write outside.
+
+        Returns:
+            The time until which the lock must be kept; None once it is released.
+
+        Idempotency: an operation that is closed stays as it ended.
+        """
+
+        async def body(session: Session) -> datetime | None:
+            operation = await self._operation(request.operation_id, session)
+            now = utcnow()
+            until = operation.unsettled_until
+            if operation.open and until is not None and until > now:
+                return until
+            await self._operations.close(
+                operation.id, request.state, now, session, failure=request.failure, result=request.result
+            )
+            return None
+
+        return await self._database.run_transaction(body)
+
+    async def _operation(self, operation_id: str, session: Session) -> Operation:
+        operation = await self._operations.get(operation_id, session)
+        if operation is None:
+            raise NotFound(f"There is no operation {operation_id}.")
+        return operation
+
+
+def _outcome_event(operation: Operation, request: OutcomeRequest, now: datetime) -> AuditEvent:
+    failed = request.failure is not None
+    action = "tenant.provision_failed" if failed else "tenant.activated"
+    return AuditEvent(
+        id=f"{operation.id}:outcome:{action}",
+        at=now,
+        actor=Actor(type=ActorType.SYSTEM, id="worker"),
+        on_behalf_of=Actor(type=ActorType(operation.requested_by.type), id=operation.requested_by.id),
+        action=action,
+        outcome=Outcome.FAILURE if failed else Outcome.SUCCESS,
+        resource=Resource(type="tenant", id=request.tenant_slug),
+        tenant_slug=operation.tenant_slug,
+        partner_slug=operation.partner_slug,
+        source="platform",
+        request_id=operation.request_id,
+        operation_id=operation.id,
+        metadata={"code": request.failure.code, "step": request.failure.step} if request.failure else {},
+    )

@@ -1,0 +1,188 @@
+"""Mail: a tenant's role, domains and first mailbox in Stalwart."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import activity
+
+from activities.tenants import load_admin, load_tenant
+from domain.errors import ForeignObject, NotReadyYet, OutcomeUnknown, VendorRejected
+from domain.ids import tenant_marker
+from domain.operations import Acting
+from domain.provisioning import DomainRequest, StepResult, TenantRequest, keeper
+from domain.tenants import DnsRecord
+from integrations.stalwart import MailboxSpec, RoleSpec, StalwartClient
+from runtime.steps import current_step
+from store.catalog import CatalogRepository
+from store.people import UserRepository
+from store.tenants import TenantRepository
+
+VENDOR = "stalwart"
+ROLE = "stalwartRoleId"
+MAILBOX = "stalwartMailboxId"
+DKIM_POLL = timedelta(seconds=1)
+# The community edition shows every mailbox of the server to every other one through these. `jmapPrincipalGet` is
+# among them because asking it for no particular id answers with the first five hundred.
+DIRECTORY_LEAKS = (
+    "davPrincipalList",
+    "davPrincipalMatch",
+    "davPrincipalSearch",
+    "davPrincipalSearchPropSet",
+    "jmapPrincipalChanges",
+    "jmapPrincipalGet",
+    "jmapPrincipalQuery",
+    "jmapPrincipalQueryChanges",
+)
+
+
+class StalwartActivities:
+    """Ensures roles, domains, their keys, and mailboxes."""
+
+    def __init__(
+        self,
+        stalwart: StalwartClient,
+        tenants: TenantRepository,
+        users: UserRepository,
+        catalog: CatalogRepository,
+    ) -> None:
+        self._stalwart = stalwart
+        self._tenants = tenants
+        self._users = users
+        self._catalog = catalog
+
+    @activity.defn(name="ensure_mail_role")
+    async def ensure_mail_role(self, request: TenantRequest) -> StepResult:
+        """Ensure that the tenant has a role of its own that shuts the directory, and that we know its id.
+
+        Idempotency: roles are not unique; they are found by the marker in their description. A double that a late
+        attempt makes is removed by `delete_mail_role_doubles`.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        marker = tenant_marker(tenant.slug)
+        ids = [role.id for role in await self._stalwart.find_roles(marker)]
+        if not ids:
+            inherited = await self._stalwart.find_user_role()
+            if inherited is None:
+                raise VendorRejected(VENDOR, "The built-in role of ordinary users is gone.", code="user_role_missing")
+            spec = RoleSpec(
+                description=f"{marker} {_operation_mark(request)}",
+                disabled_permissions=DIRECTORY_LEAKS,
+                inherits=(inherited.id,),
+            )
+            await current_step().acting(_acting("stalwart.role_created", "role", marker))
+            created = await self._stalwart.create_role(spec)
+            ids = [role.id for role in await self._stalwart.find_roles(marker)] or [created]
+        role_id = keeper(ids, known=tenant.resources.get(ROLE))
+        await self._tenants.set_resource(tenant.slug, ROLE, role_id)
+        return StepResult(resource_id=role_id)
+
+    @activity.defn(name="delete_mail_role_doubles")
+    async def delete_mail_role_doubles(self, request: TenantRequest) -> StepResult:
+        """Ensure that the tenant's role is the only one with its marker; one that is in use is left.
+
+        Idempotency: what is gone is not found again.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        kept = tenant.resources[ROLE]
+        for role in await self._stalwart.find_roles(tenant_marker(tenant.slug)):
+            if role.id != kept:
+                await current_step().acting(_acting("stalwart.role_double_removed", "role", role.id))
+                await self._stalwart.destroy_role(role.id)
+        return StepResult(resource_id=kept)
+
+    @activity.defn(name="ensure_mail_domain")
+    async def ensure_mail_domain(self, request: DomainRequest) -> StepResult:
+        """Ensure that a proved domain exists in Stalwart with our mark, and that we know its id.
+
+        Idempotency: domain names are unique in Stalwart.
+
+        Raises:
+            ForeignObject: the domain exists without this tenant's mark.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        marker = tenant_marker(tenant.slug)
+        domain = await self._stalwart.find_domain(request.domain)
+        if domain is None:
+            await current_step().acting(_acting("stalwart.domain_created", "domain", request.domain))
+            try:
+                await self._stalwart.create_domain(request.domain, f"{marker} {_operation_mark(request)}")
+            except VendorRejected as error:
+                if error.code != "already_exists":
+                    raise
+            domain = await self._stalwart.find_domain(request.domain)
+            if domain is None:
+                raise OutcomeUnknown(VENDOR, "The domain was made, and is not to be seen.")
+        if marker not in (domain.description or ""):
+            raise ForeignObject(VENDOR, f"The domain {request.domain} exists and is not this tenant's.")
+        await self._tenants.set_domain_id(tenant.slug, request.domain, domain.id)
+        return StepResult(resource_id=domain.id)
+
+    @activity.defn(name="observe_mail_domain_keys")
+    async def observe_mail_domain_keys(self, request: DomainRequest) -> StepResult:
+        """Ensure that the domain is live: both its DKIM keys exist, and its DNS records are kept for publishing.
+
+        Idempotency: only reads outside.
+
+        Raises:
+            NotReadyYet: Stalwart makes the keys in the background and has not finished.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        domain = tenant.domain(request.domain)
+        if domain is None or domain.external_id is None:
+            raise VendorRejected(VENDOR, f"The domain {request.domain} is not known here.", code="domain_gone")
+        keys = await self._stalwart.dkim_keys(domain.external_id)
+        if len({key.algorithm for key in keys}) < 2:
+            raise NotReadyYet(VENDOR, "The DKIM keys are being made.", retry_after=DKIM_POLL)
+        records = await self._stalwart.read_dns_records(domain.external_id)
+        ours = [DnsRecord(name=each.name, type=each.type, value=each.value) for each in records]
+        await self._tenants.set_domain_live(tenant.slug, request.domain, ours)
+        return StepResult(resource_id=domain.external_id)
+
+    @activity.defn(name="ensure_mailbox")
+    async def ensure_mailbox(self, request: DomainRequest) -> StepResult:
+        """Ensure that the first admin has a mailbox on a live domain, under the tenant's role, without a password.
+
+        Idempotency: addresses are unique in Stalwart; the one found is checked for our mark.
+
+        Raises:
+            ForeignObject: the address belongs to somebody else.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        person = await load_admin(self._users, tenant)
+        domain = tenant.domain(request.domain)
+        if domain is None or domain.external_id is None:
+            raise VendorRejected(VENDOR, f"The domain {request.domain} is not known here.", code="domain_gone")
+        plan = await self._catalog.plan(tenant.plan)
+        local_part = person.email.rpartition("@")[0]
+        mark = f"dezky-user={person.id};"
+        mailbox = await self._stalwart.find_mailbox(local_part, domain.external_id)
+        if mailbox is None:
+            spec = MailboxSpec(
+                local_part=local_part,
+                domain_id=domain.external_id,
+                description=f"{mark} {_operation_mark(request)}",
+                role_id=tenant.resources[ROLE],
+                quota_bytes=plan.mail_quota_bytes if plan is not None else 0,
+            )
+            await current_step().acting(_acting("stalwart.mailbox_created", "user", person.id))
+            try:
+                await self._stalwart.create_mailbox(spec)
+            except VendorRejected as error:
+                if error.code != "already_exists":
+                    raise
+            mailbox = await self._stalwart.find_mailbox(local_part, domain.external_id)
+            if mailbox is None:
+                raise ForeignObject(VENDOR, "The address is taken by a group, a list or an alias.")
+        if mark not in (mailbox.description or ""):
+            raise ForeignObject(VENDOR, "The address belongs to a mailbox that was not made here.")
+        await self._tenants.set_resource(tenant.slug, MAILBOX, mailbox.id)
+        return StepResult(resource_id=mailbox.id)
+
+
+def _operation_mark(request: TenantRequest) -> str:
+    return f"dezky-operation={request.operation_id};"
+
+
+def _acting(action: str, kind: str, identifier: str) -> Acting:
+    return Acting(action=action, resource_type=f"stalwart_{kind}", resource_id=identifier)

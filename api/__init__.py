@@ -1,0 +1,1 @@
+"""The HTTP API: decode, authorise, one call, encode."""

@@ -1,0 +1,104 @@
+"""Reads a JSON body after the caller has been authorised, so that strangers learn nothing from its errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any, Generic, NoReturn, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+
+from api.access import Caller
+from api.errors import field_errors
+from domain.errors import Invalid, Malformed, TooLarge, UnsupportedMedia
+from store.idempotency import IdempotentRequest
+
+
+class Payload(BaseModel):
+    """The base of request bodies: camelCase, and unknown fields are refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+B = TypeVar("B", bound=Payload)
+_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
+
+
+class JsonBody(Generic[B]):
+    """Reads and validates the body of a route.
+
+    To be called by the route after its guard: as a dependency FastAPI would parse the body before it knows the caller.
+    """
+
+    def __init__(self, model: type[B]) -> None:
+        self.model = model
+
+    @property
+    def openapi(self) -> dict[str, Any]:
+        """Return what a route passes as `openapi_extra`, so that the reference shows the body."""
+        schema = self.model.model_json_schema(
+            ref_template=f"#/components/schemas/{self.model.__name__}/$defs/{{model}}"
+        )
+        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+    async def read(self, request: Request) -> B:
+        """Return the body as its model.
+
+        Raises:
+            UnsupportedMedia: it is not declared as JSON.
+            TooLarge: it is larger than the API reads.
+            Malformed: it is not JSON.
+            Invalid: a field is wrong; `errors` says which.
+        """
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise UnsupportedMedia("The body must be application/json.")
+        content = await self._content(request)
+        try:
+            document = json.loads(content, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            raise Malformed("The body is not JSON.") from None
+        try:
+            return self.model.model_validate(document)
+        except ValidationError as error:
+            errors = field_errors(error.errors(include_url=False))
+            raise Invalid("The request is not valid.", errors=errors) from None
+
+    async def _content(self, request: Request) -> bytes:
+        limit: int = request.app.state.settings.max_body_bytes
+        too_large = TooLarge(f"The body is larger than {limit} bytes.")
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > limit:
+            raise too_large
+        chunks, size = [], 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise too_large
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+
+def idempotent_request(request: Request, caller: Caller, body: Payload) -> IdempotentRequest | None:
+    """Return the request's Idempotency-Key with its scope and fingerprint, None if it has none.
+
+    Raises:
+        Malformed: the key is empty, too long or not printable.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not _KEY.match(key):
+        raise Malformed("The Idempotency-Key must be 1 to 255 printable characters.", code="idempotency_key_malformed")
+    content = json.dumps(body.model_dump(mode="json", by_alias=True), sort_keys=True)
+    fingerprint = hashlib.sha256(f"{request.url.query}\n{content}".encode()).hexdigest()
+    return IdempotentRequest(
+        key=key, subject=caller.user.id, method=request.method, path=request.url.path, fingerprint=fingerprint
+    )
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

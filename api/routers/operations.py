@@ -1,0 +1,99 @@
+"""Operations: what jobs are and were."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from api.access import Caller, Guard, Role
+from api.paging import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
+from api.views import OperationPage, OperationView, view_operation
+from domain.errors import NotFound
+from domain.operations import Operation, OperationKind, OperationState
+from runtime.clock import utcnow
+from runtime.wiring import Store
+from store.database import Document
+
+router = APIRouter(tags=["operations"])
+
+LONGEST_WAIT_SECONDS = 30
+LOOK_EVERY_SECONDS = 0.1
+RETRY_AFTER_SECONDS = 1
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?=$|[,;\s])")
+
+Reader = Annotated[Caller, Depends(Guard(Role.OPERATOR, Role.PARTNER))]
+
+
+@router.get("/operations")
+async def list_operations(
+    request: Request,
+    caller: Reader,
+    tenant: Annotated[str | None, Query(description="slug")] = None,
+    kind: OperationKind | None = None,
+    state: OperationState | None = None,
+    limit: Limit = DEFAULT_LIMIT,
+    cursor: Cursor = None,
+) -> OperationPage:
+    """List operations, newest first; a partner's are those of its own tenants."""
+    store: Store = request.app.state.store
+    wanted = {"tenantSlug": tenant, "kind": kind.value if kind else None, "state": state.value if state else None}
+    filters: Document = {name: value for name, value in wanted.items() if value is not None}
+    if not caller.is_operator:
+        slugs = await store.tenants.slugs(caller.visible_tenants)
+        filters = {"$and": [filters, {"tenantSlug": {"$in": slugs}}]}
+    before = decode_cursor(cursor, 1)[0] if cursor is not None else None
+    found = await store.operations.page(filters, before, limit)
+    return OperationPage(
+        items=[show(request, caller, each) for each in found],
+        next_cursor=encode_cursor(found[-1].id) if len(found) == limit else None,
+    )
+
+
+@router.get("/operations/{operation_id}")
+async def get_operation(request: Request, caller: Reader, operation_id: str) -> OperationView:
+    """Return one operation with its steps."""
+    store: Store = request.app.state.store
+    operation = await store.operations.get(operation_id)
+    if operation is None or not await _visible(store, caller, operation):
+        raise NotFound("There is no such operation.")
+    return show(request, caller, operation)
+
+
+async def _visible(store: Store, caller: Caller, operation: Operation) -> bool:
+    if caller.is_operator:
+        return True
+    if operation.tenant_slug is None:
+        return False
+    tenant = await store.tenants.get(operation.tenant_slug)
+    return tenant is not None and caller.may_see(tenant)
+
+
+def show(request: Request, caller: Caller, operation: Operation) -> OperationView:
+    """Return an operation as this caller may see it."""
+    return view_operation(
+        operation,
+        utcnow(),
+        for_operator=caller.is_operator,
+        temporal_ui=request.app.state.settings.temporal_ui_url,
+    )
+
+
+def preferred_wait(request: Request) -> float:
+    """Return how long the caller prefers to wait for the end of a job (RFC 7240), in seconds, at most 30."""
+    match = _WAIT.search(request.headers.get("prefer", ""))
+    return float(min(int(match.group(1)), LONGEST_WAIT_SECONDS)) if match else 0.0
+
+
+async def wait_until_closed(store: Store, operation_id: str, seconds: float) -> Operation | None:
+    """Return an operation once it has ended, None if it has not within the time."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while loop.time() < until:
+        operation = await store.operations.get(operation_id)
+        if operation is not None and operation.closed_at is not None:
+            return operation
+        await asyncio.sleep(LOOK_EVERY_SECONDS)
+    return None

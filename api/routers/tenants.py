@@ -1,0 +1,222 @@
+"""Tenants."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, Field, StringConstraints
+
+from api.access import Caller, Guard, identify, refuse_unknown_query
+from api.body import JsonBody, Payload, idempotent_request
+from api.paging import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
+from api.routers.operations import RETRY_AFTER_SECONDS, preferred_wait, show, wait_until_closed
+from api.views import OperationView, TenantPage, TenantView, summarise_tenant, view_tenant
+from domain.catalog import Currency, Cycle, Price
+from domain.errors import Invalid, Malformed, NotAllowed, NotFound
+from domain.ids import SLUG_MAX, SLUG_MIN, is_slug, tenant_lock
+from domain.operations import Operation
+from domain.people import Partner, normalise_email
+from domain.tenants import MAX_DOMAINS, MAX_SEATS, SYSTEMS, BillingInfo, SystemStatus, TenantStatus, normalise_domain
+from runtime.intents import Intents, NewTenant, require_active
+from runtime.wiring import Store
+from store.database import Document
+
+router = APIRouter(tags=["tenants"])
+
+
+def _slug(text: str) -> str:
+    if not is_slug(text):
+        raise ValueError(
+            f"A slug has {SLUG_MIN} to {SLUG_MAX} characters: lower-case letters, digits and single hyphens between, "
+            "beginning with a letter."
+        )
+    return text
+
+
+Slug = Annotated[str, AfterValidator(_slug)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Domain = Annotated[str, StringConstraints(max_length=300), AfterValidator(normalise_domain)]
+Email = Annotated[str, StringConstraints(max_length=254), AfterValidator(normalise_email)]
+
+
+class BillingInfoPayload(Payload):
+    """Who is invoiced; the e-mail is the first admin's if absent."""
+
+    company_name: Text
+    country: Annotated[str, StringConstraints(pattern="^[A-Z]{2}$")]
+    vat_id: Annotated[str, StringConstraints(strip_whitespace=True, min_length=2, max_length=30)] | None = None
+    email: Email | None = None
+
+
+class TenantCreate(Payload):
+    """A new tenant of the caller's partner."""
+
+    slug: Slug
+    name: Text
+    plan: Text
+    cycle: Cycle
+    currency: Currency
+    seats: Annotated[int, Field(ge=1, le=MAX_SEATS, strict=True)]
+    domains: Annotated[list[Domain], Field(max_length=MAX_DOMAINS)]
+    admin_email: Email
+    billing_info: BillingInfoPayload | None = None
+
+
+CREATE = JsonBody(TenantCreate)
+SORTABLE = {"createdAt": "created_at", "slug": "slug", "name": "name"}
+
+
+async def tenant_creator(request: Request) -> Caller:
+    """Admit the staff of an active partner.
+
+    Raises:
+        NotAllowed: an operator (`tenants_are_created_by_partners`), somebody else, or a partner that is not active.
+    """
+    caller = await identify(request)
+    if caller.is_operator:
+        raise NotAllowed("Tenants belong to partners and are created by them.", code="tenants_are_created_by_partners")
+    if caller.partner is None:
+        raise NotAllowed("Only a partner's staff may create tenants.")
+    require_active(caller.partner)
+    refuse_unknown_query(request)
+    return caller
+
+
+@router.post("/tenants", status_code=202, response_model=OperationView, openapi_extra=CREATE.openapi)
+async def create_tenant(request: Request, caller: Annotated[Caller, Depends(tenant_creator)]) -> JSONResponse:
+    """Create a tenant of the caller's partner; the answer is the operation that provisions it.
+
+    Idempotency: with an `Idempotency-Key` the same request gets the same answer for 24 hours.
+    """
+    store: Store = request.app.state.store
+    intents: Intents = request.app.state.intents
+    body = await CREATE.read(request)
+    _refuse_plan_headers(request)
+    repeat = idempotent_request(request, caller, body)
+    new = _new_tenant(body)
+    price = await _price(store, new)
+    partner: Partner = caller.partner  # type: ignore[assignment]  # the guard has seen to it
+
+    def encode(operation: Operation) -> dict[str, Any]:
+        return show(request, caller, operation).model_dump(mode="json", by_alias=True)
+
+    recorded = await intents.create_tenant(
+        new, partner_id=partner.id, price=price, requester=caller.requester, repeat=repeat, encode=encode
+    )
+    headers = {"Location": f"/operations/{recorded.answer['id']}"}
+    if recorded.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    seconds = preferred_wait(request)
+    if seconds > 0:
+        headers["Preference-Applied"] = f"wait={int(seconds)}"
+        finished = await wait_until_closed(store, recorded.answer["id"], seconds)
+        if finished is not None:
+            return JSONResponse(encode(finished), 200, headers)
+    headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return JSONResponse(recorded.answer, 202, headers)
+
+
+@router.get("/tenants")
+async def list_tenants(
+    request: Request,
+    caller: Annotated[Caller, Depends(Guard())],
+    status: TenantStatus | None = None,
+    plan: str | None = None,
+    partner: Annotated[str | None, Query(description="slug")] = None,
+    q: Annotated[str | None, Query(max_length=100, description="part of slug, name or domain")] = None,
+    provisioning: Annotated[SystemStatus | None, Query(description="any system in this state")] = None,
+    sort: Literal["createdAt", "-createdAt", "slug", "-slug", "name", "-name"] = "-createdAt",
+    limit: Limit = DEFAULT_LIMIT,
+    cursor: Cursor = None,
+) -> TenantPage:
+    """List the tenants that are visible to the caller."""
+    store: Store = request.app.state.store
+    conditions: list[Document] = [caller.visible_tenants]
+    wanted = {"status": status.value if status else None, "plan": plan, "partnerSlug": partner}
+    conditions += [{name: value} for name, value in wanted.items() if value is not None]
+    if q is not None:
+        part = {"$regex": re.escape(q), "$options": "i"}
+        conditions.append({"$or": [{"slug": part}, {"name": part}, {"domains.name": part}]})
+    if provisioning is not None:
+        systems = [{f"provisioningStatus.{system}": provisioning.value} for system in SYSTEMS]
+        conditions.append({"$or": systems})
+    field, descending = sort.lstrip("-"), sort.startswith("-")
+    after = None
+    if cursor is not None:
+        named, value, identifier = decode_cursor(cursor, 3)
+        if named != sort:
+            raise Malformed("The cursor belongs to another order.", code="cursor_malformed")
+        after = (value, str(identifier))
+    found = await store.tenants.page({"$and": conditions}, sort=field, descending=descending, after=after, limit=limit)
+    last = found[-1] if len(found) == limit else None
+    return TenantPage(
+        items=[summarise_tenant(each) for each in found],
+        next_cursor=encode_cursor(sort, getattr(last, SORTABLE[field]), last.id) if last is not None else None,
+    )
+
+
+@router.get("/tenants/{slug}", response_model=TenantView)
+async def get_tenant(request: Request, caller: Annotated[Caller, Depends(Guard())], slug: str) -> JSONResponse:
+    """Return a tenant; the ETag is its version, which bookkeeping of jobs does not raise."""
+    store: Store = request.app.state.store
+    tenant = await store.tenants.get(slug)
+    if tenant is None or not caller.may_see(tenant):
+        raise NotFound("There is no such tenant.")
+    holder = await store.operations.holder(tenant_lock(slug))
+    view = view_tenant(tenant, show(request, caller, holder) if holder is not None else None)
+    return JSONResponse(view.model_dump(mode="json", by_alias=True), headers={"ETag": f'"{tenant.version}"'})
+
+
+def _new_tenant(body: TenantCreate) -> NewTenant:
+    if len(set(body.domains)) != len(body.domains):
+        raise Invalid("The request is not valid.", errors=[{"loc": ["domains"], "msg": "A domain is named twice."}])
+    info = body.billing_info
+    return NewTenant(
+        slug=body.slug,
+        name=body.name,
+        plan=body.plan,
+        cycle=body.cycle,
+        currency=body.currency,
+        seats=body.seats,
+        domains=list(body.domains),
+        admin_email=body.admin_email,
+        billing_info=BillingInfo(
+            company_name=info.company_name,
+            country=info.country,
+            vat_id=info.vat_id,
+            email=info.email or body.admin_email,
+        )
+        if info is not None
+        else None,
+    )
+
+
+async def _price(store: Store, new: NewTenant) -> Price:
+    """Return the catalog row the tenant is sold.
+
+    Raises:
+        Invalid: the plan is not one of ours, has fewer seats, or is not sold so.
+    """
+
+    def invalid(field: str, message: str) -> Invalid:
+        return Invalid("The request is not valid.", errors=[{"loc": [field], "msg": message}])
+
+    plan = await store.catalog.plan(new.plan)
+    if plan is None:
+        raise invalid("plan", f"There is no plan {new.plan!r}.")
+    if plan.max_seats is not None and new.seats > plan.max_seats:
+        raise invalid("seats", f"The plan {plan.key} has at most {plan.max_seats} seats.")
+    price = await store.catalog.price_for(new.plan, new.cycle)
+    if price is None or not price.active:
+        raise invalid("cycle", f"The plan {plan.key} is not sold {new.cycle.value}.")
+    if new.currency not in price.amounts:
+        raise invalid("currency", f"The plan {plan.key} is not sold in {new.currency.value}.")
+    return price
+
+
+def _refuse_plan_headers(request: Request) -> None:
+    if "if-plan-match" in request.headers:
+        raise Malformed("Creating a tenant has no plan yet.", code="not_supported")

@@ -1,0 +1,65 @@
+"""Runs the parts of the product in the foreground."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from cli.errors import stop_with
+from runtime.process import run_and_exit
+from sandbox.stack.layout import Files, LayoutError, Ports
+from sandbox.stack.stack import Stack, read_facts
+
+# Set by `dezky up` for its children, and by whoever runs the product elsewhere.
+_CONFIGURED_BY = "AUTHENTIK_ISSUER"
+
+
+def adopt_stack(port_base: int | None, data_dir: Path) -> None:
+    """Take the settings of the stack that runs in the data directory, unless the environment has its own."""
+    if os.environ.get(_CONFIGURED_BY):
+        return
+    facts = read_facts(data_dir)
+    if facts is None or (port_base is not None and port_base != facts.portBase):
+        stop_with("There are no settings in the environment, and no embedded stack runs here. Start it: dezky up")
+    try:
+        stack = Stack(Ports(facts.portBase), Files(data_dir), lambda _line: None)
+    except LayoutError as error:
+        stop_with(str(error))
+    os.environ.update(stack.environment())
+
+
+def run_api() -> None:
+    """Serve the API until it is told to stop."""
+    from api.app import create_app
+    from runtime.settings import Settings
+
+    settings = Settings()
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.api_host,
+        port=settings.api_port,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+
+    async def serve() -> int:
+        server = uvicorn.Server(config)
+        await server.serve()
+        # A port that is taken ends the server before it started, without an exception.
+        return 0 if server.started else 1
+
+    run_and_exit(serve())
+
+
+def run_worker() -> None:
+    """Run the worker until it is told to stop."""
+    sys.argv = ["worker.py"]
+    import worker
+
+    worker.main()

@@ -1,0 +1,1 @@
+"""Models, rules and names of the control plane. Pure: no clock, no I/O, no settings."""

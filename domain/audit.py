@@ -1,0 +1,93 @@
+"""Audit events: the final shape of one, before it is sequenced into the chain."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from domain.model import Model, Timestamp
+
+
+class ActorType(StrEnum):
+    """Who acted."""
+
+    OPERATOR = "operator"
+    PARTNER = "partner"
+    MEMBER = "member"
+    SYSTEM = "system"
+    EXTERNAL = "external"
+
+
+class Outcome(StrEnum):
+    """How it ended."""
+
+    SUCCESS = "success"
+    DENIED = "denied"
+    FAILURE = "failure"
+
+
+class Actor(Model):
+    """Who acted, by id."""
+
+    type: ActorType
+    id: str
+
+
+class Resource(Model):
+    """What was acted on."""
+
+    type: str
+    id: str
+
+
+class Change(Model):
+    """One field that changed; never personal data."""
+
+    field: str
+    before: Any = None
+    after: Any = None
+
+
+class Personal(Model):
+    """Personal data of one subject, readable only while the subject's key exists."""
+
+    subject: str
+    key_id: str
+    ciphertext: bytes
+
+
+class PersonalData(Model):
+    """Personal data of one subject in clear, before it is encrypted."""
+
+    subject: str
+    fields: dict[str, str]
+
+
+class AuditEvent(Model):
+    """One privileged action. `seq`, `prevHash` and `hash` come when it is sequenced."""
+
+    id: str = Field(alias="_id")
+    schema_version: int = 1
+    at: Timestamp
+    actor: Actor
+    on_behalf_of: Actor | None = None
+    action: str
+    outcome: Outcome
+    resource: Resource
+    tenant_slug: str | None = None
+    partner_slug: str | None = None
+    source: str
+    request_id: str | None = None
+    operation_id: str | None = None
+    reason: str | None = None
+    changes: list[Change] = Field(default_factory=list)
+    metadata: dict[str, str | int | bool | None] = Field(default_factory=dict)
+    personal: list[Personal] = Field(default_factory=list)
+    external_id: str | None = None
+
+
+def step_event_id(operation_id: str, step: str, action: str) -> str:
+    """Return the id of the event of a step: the same for every attempt, so that it is written once."""
+    return f"{operation_id}:{step}:{action}"

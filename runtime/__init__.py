@@ -1,0 +1,1 @@
+"""What makes the rooms one house: settings, logging, Temporal, interceptors, dispatcher, wiring."""

@@ -1,0 +1,178 @@
+"""Builds the house from its settings: repositories, clients, activities. The only place where parts meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from temporalio.client import Client
+
+from activities.authentik import AuthentikActivities
+from activities.ocis import OcisActivities
+from activities.platform import PlatformActivities
+from activities.stalwart import StalwartActivities
+from activities.stripe import StripeActivities
+from domain.seeds import FLAGS, PLANS, PRICES
+from integrations.authentik import AuthentikClient
+from integrations.http import build_http_client
+from integrations.ocis import OcisClient
+from integrations.stalwart import StalwartClient
+from integrations.stripe import StripeBilling
+from runtime.dispatcher import Dispatcher
+from runtime.intents import Intents
+from runtime.interceptors import StepRecorder
+from runtime.settings import Settings
+from store.audit import AuditRepository
+from store.catalog import CatalogRepository, FlagRepository, SubscriptionRepository
+from store.database import Database
+from store.idempotency import IdempotencyRepository
+from store.indexes import INDEXES
+from store.operations import OperationRepository
+from store.people import PartnerRepository, UserRepository
+from store.tenants import TenantRepository
+
+
+class Store:
+    """One repository per collection on one database."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.database = Database(url, name)
+        self.operations = OperationRepository(self.database)
+        self.tenants = TenantRepository(self.database)
+        self.partners = PartnerRepository(self.database)
+        self.users = UserRepository(self.database)
+        self.catalog = CatalogRepository(self.database)
+        self.subscriptions = SubscriptionRepository(self.database)
+        self.flags = FlagRepository(self.database)
+        self.idempotency = IdempotencyRepository(self.database)
+        self.audit = AuditRepository(self.database)
+
+    async def prepare(self) -> None:
+        """Ensure indexes and seeds; what operators edited stays."""
+        await self.database.ensure_indexes(INDEXES)
+        await self.catalog.seed(PLANS, PRICES)
+        await self.flags.seed(FLAGS)
+
+
+def build_store(settings: Settings) -> Store:
+    """Return the repositories of the configured database."""
+    return Store(settings.mongo_url.get_secret_value(), settings.mongo_database)
+
+
+def build_dispatcher(settings: Settings, store: Store, client: Client) -> Dispatcher:
+    """Return what starts intents."""
+    return Dispatcher(client, store.database, store.operations, store.audit, settings.operation_profile)
+
+
+def build_intents(settings: Settings, store: Store, dispatcher: Dispatcher) -> Intents:
+    """Return what commits intents."""
+    return Intents(
+        store.database,
+        dispatcher,
+        operations=store.operations,
+        tenants=store.tenants,
+        partners=store.partners,
+        users=store.users,
+        subscriptions=store.subscriptions,
+        idempotency=store.idempotency,
+        audit=store.audit,
+        assume_domain_proof=settings.domain_proof == "assume",
+    )
+
+
+def build_recorder(store: Store) -> StepRecorder:
+    """Return what records the attempts of steps."""
+    return StepRecorder(store.operations, store.tenants, store.audit)
+
+
+@dataclass
+class Vendors:
+    """The clients of the outside systems. They belong to the event loop they were made in."""
+
+    authentik: AuthentikClient
+    stalwart: StalwartClient
+    ocis: OcisClient
+    stripe: StripeBilling
+    _http: list[httpx.AsyncClient]
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for http in self._http:
+            await http.aclose()
+        await self.stripe.aclose()
+
+
+def build_vendors(settings: Settings) -> Vendors:
+    """Return the clients of the configured systems; nothing is connected yet."""
+
+    def http(url: str, token: str) -> httpx.AsyncClient:
+        return build_http_client(url, {"Authorization": f"Bearer {token}"})
+
+    authentik = http(settings.authentik.url, settings.authentik.token.get_secret_value())
+    stalwart = http(settings.stalwart.url, settings.stalwart.token.get_secret_value())
+    ocis = http(settings.ocis.url, settings.ocis.token.get_secret_value())
+    key = settings.stripe.api_key
+    return Vendors(
+        authentik=AuthentikClient(authentik),
+        stalwart=StalwartClient(stalwart),
+        ocis=OcisClient(ocis),
+        # Without a key every call would be refused; none is made while billing is dark.
+        stripe=StripeBilling(key.get_secret_value() if key is not None else "absent", settings.stripe.api_base),
+        _http=[authentik, stalwart, ocis],
+    )
+
+
+def build_activities(settings: Settings, store: Store, vendors: Vendors) -> dict[str, list[Callable[..., Any]]]:
+    """Return the activities by the task queue they run on."""
+    platform = PlatformActivities(
+        store.database,
+        operations=store.operations,
+        tenants=store.tenants,
+        users=store.users,
+        flags=store.flags,
+        audit=store.audit,
+        environment=settings.environment,
+        billing_enabled=settings.billing_stripe_enabled,
+    )
+    authentik = AuthentikActivities(vendors.authentik, store.tenants, store.users)
+    stalwart = StalwartActivities(vendors.stalwart, store.tenants, store.users, store.catalog)
+    ocis = OcisActivities(vendors.ocis, store.tenants, store.catalog)
+    stripe = StripeActivities(
+        vendors.stripe,
+        tenants=store.tenants,
+        users=store.users,
+        catalog=store.catalog,
+        subscriptions=store.subscriptions,
+        days_until_due=settings.stripe.days_until_due,
+    )
+    return {
+        "platform": [platform.plan_provision, platform.record_tenant_outcome, platform.close_operation],
+        "authentik": [
+            authentik.ensure_login_group,
+            authentik.ensure_login_user,
+            authentik.ensure_login_membership,
+        ],
+        "stalwart": [
+            stalwart.ensure_mail_role,
+            stalwart.delete_mail_role_doubles,
+            stalwart.ensure_mail_domain,
+            stalwart.observe_mail_domain_keys,
+            stalwart.ensure_mailbox,
+        ],
+        "ocis": [
+            ocis.ensure_files_group,
+            ocis.ensure_space,
+            ocis.delete_space_doubles,
+            ocis.ensure_space_quota,
+            ocis.ensure_space_member,
+        ],
+        "stripe": [
+            stripe.ensure_customer,
+            stripe.delete_customer_doubles,
+            stripe.ensure_product,
+            stripe.ensure_price,
+            stripe.ensure_subscription,
+        ],
+    }

@@ -1,0 +1,1 @@
+"""MongoDB: one repository per collection. The only code that knows Motor."""

@@ -1,0 +1,140 @@
+"""The connection, transactions and everything else that differs between Motor and PyMongo's own async client."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC
+from typing import Any, TypeVar
+
+from bson.codec_options import CodecOptions
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession
+from pymongo import IndexModel, WriteConcern
+from pymongo.errors import CollectionInvalid, ConnectionFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+
+from domain.errors import Unavailable
+
+Document = dict[str, Any]
+Session = AsyncIOMotorClientSession
+Collection = Any  # Motor's classes are built at run time and carry no types
+T = TypeVar("T")
+
+MAJORITY = WriteConcern(w="majority", j=True)
+SERVER_SELECTION_SECONDS = 3.0
+TRANSACTION_SECONDS = 20.0
+FIRST_PAUSE_SECONDS = 0.005
+LONGEST_PAUSE_SECONDS = 0.25
+
+
+class RaceLost(Exception):
+    """Raised by the body of a transaction whose snapshot is outdated: somebody else was first. It starts over."""
+
+
+class Database:
+    """One client of one database."""
+
+    def __init__(self, url: str, name: str) -> None:
+        """Connect lazily; a server that is away shows at the first call, after 3 s."""
+        self._client: Any = AsyncIOMotorClient(
+            url,
+            tz_aware=True,
+            tzinfo=UTC,
+            serverSelectionTimeoutMS=int(SERVER_SELECTION_SECONDS * 1000),
+            connectTimeoutMS=3000,
+            socketTimeoutMS=15000,
+            appname="dezky",
+        )
+        self.name = name
+        options: CodecOptions[Document] = CodecOptions(tz_aware=True, tzinfo=UTC)
+        self._database: Any = self._client.get_database(name, codec_options=options, write_concern=MAJORITY)
+
+    def collection(self, name: str) -> Collection:
+        """Return a collection whose writes are acknowledged by a majority and journaled."""
+        return self._database[name]
+
+    async def ping(self) -> None:
+        """Ensure that the server answers.
+
+        Raises:
+            Unavailable: it does not.
+        """
+        try:
+            await asyncio.wait_for(asyncio.ensure_future(self._client.admin.command("ping")), SERVER_SELECTION_SECONDS)
+        except (PyMongoError, TimeoutError) as error:
+            raise Unavailable("The database cannot be reached.", code="database_unavailable") from error
+
+    async def ensure_indexes(self, indexes: Mapping[str, list[IndexModel]]) -> None:
+        """Create every declared collection and index that is missing.
+
+        Idempotency: an existing one is left alone. Collections are made first, because MongoDB would otherwise
+        create them inside the transaction that first needs them and make it wait for the catalog's lock.
+        """
+        for name, models in indexes.items():
+            try:
+                await self._database.create_collection(name)
+            except CollectionInvalid:
+                pass
+            if models:
+                await self.collection(name).create_indexes(models)
+
+    async def run_transaction(self, body: Callable[[Session], Awaitable[T]]) -> T:
+        """Run `body` in a transaction until it commits, and return what it returned.
+
+        The body may run several times: it must only write through its session. Racing transactions are retried with
+        jitter; an unknown commit is committed again. A duplicate key is the body's business and is raised.
+
+        Raises:
+            Unavailable: it could not commit within 20 s.
+            DuplicateKeyError: another document holds a unique value, and has committed.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + TRANSACTION_SECONDS
+        pause = FIRST_PAUSE_SECONDS
+        async with await self._client.start_session() as session:
+            while True:
+                try:
+                    return await self._attempt(session, body)
+                except (PyMongoError, RaceLost) as error:
+                    transient = isinstance(error, RaceLost) or error.has_error_label("TransientTransactionError")
+                    if not transient:
+                        raise
+                    if loop.time() >= give_up_at:
+                        raise Unavailable("The change could not be committed.", code="database_busy") from error
+                await asyncio.sleep(pause * (0.5 + random.random()))
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+    async def _attempt(self, session: Session, body: Callable[[Session], Awaitable[T]]) -> T:
+        session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=MAJORITY)
+        try:
+            result = await body(session)
+        except BaseException:
+            in_transaction: Any = session.in_transaction  # a property that Motor's annotations call a method
+            if in_transaction:
+                try:
+                    await session.abort_transaction()
+                except PyMongoError:
+                    pass  # the server ends it by itself after transactionLifetimeLimitSeconds
+            raise
+        for commit in range(5):
+            try:
+                await session.commit_transaction()
+                return result
+            except PyMongoError as error:
+                if not error.has_error_label("UnknownTransactionCommitResult") or commit == 4:
+                    raise
+        return result
+
+    async def drop(self) -> None:
+        """Remove the whole database. For tests."""
+        await self._client.drop_database(self.name)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._client.close()
+
+
+def is_connection_loss(error: BaseException) -> bool:
+    """Tell whether an error says that the server is away, so that the same call may succeed later."""
+    return isinstance(error, ConnectionFailure)

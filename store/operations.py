@@ -1,0 +1,242 @@
+"""The `operations` collection: intents, locks, and the record of every attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+from domain.errors import OperationClosed
+from domain.operations import (
+    FINISHED_STEPS,
+    Acting,
+    Failure,
+    Fence,
+    Operation,
+    OperationState,
+    Progress,
+    Step,
+    StepState,
+    step_key,
+)
+from store.database import Database, Document, Session
+from store.documents import from_document, to_document
+
+
+class OperationRepository:
+    """Reads and writes operations."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._operations = database.collection("operations")
+
+    async def insert(self, operation: Operation, session: Session) -> None:
+        """Record an intent; it takes its lock by being inserted open.
+
+        Raises:
+            DuplicateKeyError: another open operation holds the lock.
+        """
+        await self._operations.insert_one(to_document(operation), session=session)
+
+    async def get(self, operation_id: str, session: Session | None = None) -> Operation | None:
+        """Return an operation, None if there is none."""
+        return from_document(Operation, await self._operations.find_one({"_id": operation_id}, session=session))
+
+    async def holder(self, lock_key: str, session: Session | None = None) -> Operation | None:
+        """Return the open operation that holds a lock, None if it is free."""
+        found = await self._operations.find_one({"lockKey": lock_key, "open": True}, session=session)
+        return from_document(Operation, found)
+
+    async def page(self, filters: Document, before: str | None, limit: int) -> list[Operation]:
+        """Return operations newest first, older than the id `before`."""
+        query = {**filters, **({"_id": {"$lt": before}} if before is not None else {})}
+        rows = await self._operations.find(query).sort("_id", -1).to_list(limit)
+        return [Operation.model_validate(row) for row in rows]
+
+    async def unstarted(self, created_before: datetime, limit: int) -> list[Operation]:
+        """Return intents that hold their lock and whose start Temporal has not acknowledged, oldest first."""
+        query = {"open": True, "startedAt": None, "createdAt": {"$lt": created_before}}
+        rows = await self._operations.find(query).sort("createdAt", 1).to_list(limit)
+        return [Operation.model_validate(row) for row in rows]
+
+    async def started(self, started_before: datetime, limit: int) -> list[Operation]:
+        """Return open operations whose workflow was started, oldest first."""
+        query = {"open": True, "startedAt": {"$lt": started_before}}
+        rows = await self._operations.find(query).sort("createdAt", 1).to_list(limit)
+        return [Operation.model_validate(row) for row in rows]
+
+    async def mark_started(self, operation_id: str, at: datetime) -> None:
+        """Keep the time at which Temporal acknowledged the workflow; the first one stays."""
+        await self._operations.update_one(
+            {"_id": operation_id, "startedAt": None}, {"$set": {"startedAt": at}, "$inc": {"revision": 1}}
+        )
+
+    async def plan_steps(self, operation_id: str, names: list[str], session: Session) -> None:
+        """Show the planned steps of an open operation as pending; a step that is there already is kept.
+
+        Raises:
+            OperationClosed: the operation has ended.
+        """
+        operation = await self._open(operation_id, session)
+        steps = {step_key(name): operation.step(name) for name in names}
+        await self._save_steps(operation, {**steps, **operation.steps}, session)
+
+    async def begin_attempt(
+        self, operation_id: str, name: str, fence: Fence, started_at: datetime, deadline: datetime
+    ) -> Step:
+        """Record an attempt before its vendor is called, and return the step as it stands.
+
+        The end of an earlier attempt that was never recorded becomes part of `unsettledUntil`.
+
+        Raises:
+            OperationClosed: the operation has ended, or a newer attempt was recorded: this one must not write.
+        """
+        path = f"steps.{step_key(name)}"
+        attempt = {
+            "fence": {"scheduledAt": fence.scheduled_at, "number": fence.number},
+            "startedAt": started_at,
+            "deadline": deadline,
+            "endedAt": None,
+        }
+        fence_path = f"{path}.attempt.fence"
+        query = {
+            "_id": operation_id,
+            "open": True,
+            "$or": [
+                {f"{path}.attempt": None},
+                {f"{fence_path}.scheduledAt": {"$lt": fence.scheduled_at}},
+                {f"{fence_path}.scheduledAt": fence.scheduled_at, f"{fence_path}.number": {"$lt": fence.number}},
+            ],
+        }
+        unsettled = {
+            "$cond": [
+                {
+                    "$and": [
+                        {"$gt": [f"${path}.attempt", None]},
+                        {"$not": [{"$gt": [f"${path}.attempt.endedAt", None]}]},
+                    ]
+                },
+                {"$max": [f"${path}.unsettledUntil", f"${path}.attempt.deadline"]},
+                {"$ifNull": [f"${path}.unsettledUntil", None]},
+            ]
+        }
+        update: list[Document] = [
+            {
+                "$set": {
+                    f"{path}.name": {"$literal": name},
+                    f"{path}.state": StepState.RUNNING.value,
+                    f"{path}.attempts": {"$add": [{"$ifNull": [f"${path}.attempts", 0]}, 1]},
+                    f"{path}.unsettledUntil": unsettled,
+                    f"{path}.nextRetryAt": None,
+                    "revision": {"$add": ["$revision", 1]},
+                }
+            },
+            # In a stage of its own: the first one still reads the attempt that this one replaces.
+            {"$set": {f"{path}.attempt": {"$literal": attempt}}},
+        ]
+        found = await self._operations.find_one_and_update(query, update, return_document=True)
+        if found is None:
+            raise OperationClosed("The operation has ended, or a newer attempt of this step has begun.")
+        return Operation.model_validate(found).step(name)
+
+    async def mark_acting(self, operation_id: str, name: str, fence: Fence, acting: Acting) -> None:
+        """Record what an attempt is about to change outside.
+
+        Raises:
+            OperationClosed: a newer attempt has begun, or the operation has ended.
+        """
+        await self._update_attempt(operation_id, name, fence, {"acting": to_document(acting)})
+
+    async def bump_key(self, operation_id: str, name: str, fence: Fence, number: int) -> None:
+        """Record that the next vendor write of the step uses a new idempotency key.
+
+        Raises:
+            OperationClosed: a newer attempt has begun, or the operation has ended.
+        """
+        await self._update_attempt(operation_id, name, fence, {"keyNumber": number, "replayedError": False})
+
+    async def end_attempt(
+        self,
+        operation_id: str,
+        name: str,
+        fence: Fence,
+        change: Callable[[Step], Step],
+        also: Callable[[Operation, Step, Session], Awaitable[None]],
+    ) -> None:
+        """Record how an attempt ended, together with what belongs to it, in one transaction.
+
+        Args:
+            change: returns the step after the attempt from the step before; may run several times.
+            also: writes what must be kept with it, given the operation after the change.
+
+        An attempt that a newer one has replaced, or whose operation has ended, records nothing.
+        """
+
+        async def body(session: Session) -> None:
+            operation = await self.get(operation_id, session)
+            if operation is None or not operation.open:
+                return
+            before = operation.step(name)
+            if before.attempt is None or before.attempt.fence != fence:
+                return
+            after = change(before)
+            steps = {**operation.steps, step_key(name): after}
+            saved = await self._save_steps(operation, steps, session)
+            await also(saved, after, session)
+
+        await self._database.run_transaction(body)
+
+    async def close(
+        self,
+        operation_id: str,
+        state: OperationState,
+        at: datetime,
+        session: Session,
+        *,
+        failure: Failure | None = None,
+        result: dict[str, str] | None = None,
+    ) -> bool:
+        """Release the lock and keep how the operation ended.
+
+        Returns:
+            False if it had ended before; then nothing changes.
+        """
+        changes = {
+            "open": False,
+            "state": state.value,
+            "closedAt": at,
+            "error": to_document(failure) if failure is not None else None,
+            "result": result,
+        }
+        answer = await self._operations.update_one(
+            {"_id": operation_id, "open": True}, {"$set": changes, "$inc": {"revision": 1}}, session=session
+        )
+        return bool(answer.modified_count)
+
+    async def _open(self, operation_id: str, session: Session) -> Operation:
+        operation = await self.get(operation_id, session)
+        if operation is None or not operation.open:
+            raise OperationClosed("The operation has ended.")
+        return operation
+
+    async def _save_steps(self, operation: Operation, steps: dict[str, Step], session: Session) -> Operation:
+        done = sum(step.state in FINISHED_STEPS for step in steps.values())
+        progress = Progress(done=done, total=len(steps), message=operation.progress.message)
+        saved = operation.model_copy(update={"steps": steps, "progress": progress, "revision": operation.revision + 1})
+        document = to_document(saved)
+        changes: dict[str, Any] = {name: document[name] for name in ("steps", "progress", "revision")}
+        await self._operations.update_one({"_id": operation.id}, {"$set": changes}, session=session)
+        return saved
+
+    async def _update_attempt(self, operation_id: str, name: str, fence: Fence, changes: Document) -> None:
+        path = f"steps.{step_key(name)}"
+        query = {
+            "_id": operation_id,
+            "open": True,
+            f"{path}.attempt.fence.scheduledAt": fence.scheduled_at,
+            f"{path}.attempt.fence.number": fence.number,
+        }
+        update = {"$set": {f"{path}.{field}": value for field, value in changes.items()}, "$inc": {"revision": 1}}
+        answer = await self._operations.update_one(query, update)
+        if answer.matched_count == 0:
+            raise OperationClosed("The operation has ended, or a newer attempt of this step has begun.")

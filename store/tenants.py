@@ -1,0 +1,141 @@
+"""The `tenants` collection."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from domain.tenants import DnsRecord, DomainState, SystemFailure, SystemStatus, Tenant, TenantStatus
+from store.database import Database, Document, Session
+from store.documents import from_document, to_document
+
+UNVERIFIED_CLAIM_LASTS = timedelta(days=14)
+
+
+class TenantRepository:
+    """Reads and writes tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self._tenants = database.collection("tenants")
+
+    async def insert(self, tenant: Tenant, session: Session) -> None:
+        """Insert a tenant; its slug and domain names are then taken.
+
+        Raises:
+            DuplicateKeyError: the slug or a domain name is taken.
+        """
+        await self._tenants.insert_one(to_document(tenant), session=session)
+
+    async def get(self, slug: str, session: Session | None = None) -> Tenant | None:
+        """Return a tenant, None if there is none."""
+        return from_document(Tenant, await self._tenants.find_one({"slug": slug}, session=session))
+
+    async def by_ids(self, ids: list[str]) -> list[Tenant]:
+        """Return the tenants with these ids, in the order of their slugs."""
+        rows = await self._tenants.find({"_id": {"$in": ids}}).sort("slug", 1).to_list(None)
+        return [Tenant.model_validate(row) for row in rows]
+
+    async def slugs(self, query: Document) -> list[str]:
+        """Return the slugs of the tenants that match."""
+        return [str(slug) for slug in await self._tenants.distinct("slug", query)]
+
+    async def newest(self) -> Tenant | None:
+        """Return the tenant that was created last."""
+        return from_document(Tenant, await self._tenants.find_one({}, sort=[("_id", -1)]))
+
+    async def domain_holder(self, names: list[str], session: Session) -> tuple[str, str] | None:
+        """Return (domain, slug of the tenant) for the first of these names that is taken, None if all are free."""
+        row = await self._tenants.find_one({"domains.name": {"$in": names}}, session=session)
+        if row is None:
+            return None
+        held = next(each["name"] for each in row["domains"] if each["name"] in names)
+        return held, row["slug"]
+
+    async def lapse_claims(self, names: list[str], now: datetime, session: Session) -> None:
+        """Free these names where they are claimed for longer than 14 days without a proof."""
+        stale = {
+            "name": {"$in": names},
+            "state": DomainState.UNVERIFIED.value,
+            "claimedAt": {"$lt": now - UNVERIFIED_CLAIM_LASTS},
+        }
+        await self._tenants.update_many(
+            {"domains": {"$elemMatch": stale}}, {"$pull": {"domains": stale}}, session=session
+        )
+
+    async def count_of_partner(self, partner_id: str, session: Session) -> int:
+        """Return how many tenants a partner has that are not deleted."""
+        return int(await self._tenants.count_documents(_present(partner_id), session=session))
+
+    async def seats_of_partner(self, partner_id: str, session: Session) -> int:
+        """Return the seats of all tenants of a partner that are not deleted."""
+        pipeline = [{"$match": _present(partner_id)}, {"$group": {"_id": None, "seats": {"$sum": "$seats"}}}]
+        rows = await self._tenants.aggregate(pipeline, session=session).to_list(1)
+        return int(rows[0]["seats"]) if rows else 0
+
+    async def page(
+        self, query: Document, *, sort: str, descending: bool, after: tuple[Any, str] | None, limit: int
+    ) -> list[Tenant]:
+        """Return tenants that match, ordered by a field and then by id.
+
+        Args:
+            after: the field's value and the id of the last tenant of the page before; stable under inserts.
+        """
+        direction, beyond = (-1, "$lt") if descending else (1, "$gt")
+        conditions = [query]
+        if after is not None:
+            value, identifier = after
+            conditions.append({"$or": [{sort: {beyond: value}}, {sort: value, "_id": {beyond: identifier}}]})
+        cursor = self._tenants.find({"$and": conditions}).sort([(sort, direction), ("_id", direction)])
+        return [Tenant.model_validate(row) for row in await cursor.to_list(limit)]
+
+    async def set_system(
+        self, slug: str, system: str, status: SystemStatus, failure: SystemFailure | None, session: Session
+    ) -> None:
+        """Record how far a tenant is in one system. Never raises the version that ETags are made of."""
+        update: Document = {"$set": {f"provisioningStatus.{system}": status.value}}
+        if failure is None:
+            update["$unset"] = {f"provisioningErrors.{system}": ""}
+        else:
+            update["$set"][f"provisioningErrors.{system}"] = to_document(failure)
+        await self._tenants.update_one({"slug": slug}, update, session=session)
+
+    async def set_resource(self, slug: str, name: str, external_id: str) -> None:
+        """Keep the id an outside system knows the tenant's object by. Repeating it changes nothing."""
+        await self._tenants.update_one({"slug": slug}, {"$set": {f"resources.{name}": external_id}})
+
+    async def set_domain_id(self, slug: str, domain: str, external_id: str) -> None:
+        """Keep the id Stalwart knows a domain by. Repeating it changes nothing."""
+        await self._tenants.update_one(
+            {"slug": slug, "domains.name": domain}, {"$set": {"domains.$.externalId": external_id}}
+        )
+
+    async def set_domain_live(self, slug: str, domain: str, records: list[DnsRecord]) -> None:
+        """Mark a proved domain as working, with the records to publish. Repeating it changes nothing."""
+        await self._tenants.update_one(
+            {"slug": slug, "domains": {"$elemMatch": {"name": domain, "state": {"$ne": DomainState.UNVERIFIED.value}}}},
+            {
+                "$set": {
+                    "domains.$.state": DomainState.LIVE.value,
+                    "domains.$.dnsRecords": [to_document(record) for record in records],
+                }
+            },
+        )
+
+    async def activate(self, slug: str, at: datetime, session: Session) -> bool:
+        """Turn a pending tenant active.
+
+        Returns:
+            False if it was not pending; then nothing changes.
+        """
+        changes: dict[str, Any] = {"status": TenantStatus.ACTIVE.value, "updatedAt": at}
+        answer = await self._tenants.update_one(
+            {"slug": slug, "status": TenantStatus.PENDING.value},
+            {"$set": changes, "$inc": {"version": 1}},
+            session=session,
+        )
+        return bool(answer.modified_count)
+
+
+def _present(partner_id: str) -> Document:
+    gone = [TenantStatus.DELETED.value, TenantStatus.PURGED.value, TenantStatus.ABANDONED.value]
+    return {"partnerId": partner_id, "status": {"$nin": gone}}

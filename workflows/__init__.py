@@ -1,0 +1,1 @@
+"""One module per job: deterministic, and readable as a story."""
