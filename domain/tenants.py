@@ -160,6 +160,10 @@ OUR_WORDS = {
 }
 
 
+# A poll that has not seen the end yet is no error.
+STILL_WORKING = "not_ready_yet"
+
+
 def our_words(code: str) -> str:
     """Return our own sentence for an error code, for people who must not read a vendor's text."""
     return OUR_WORDS.get(code, "The system refused it. An operator has to look at it.")
@@ -172,13 +176,7 @@ def system_state(steps: Iterable[Step], system: str) -> tuple[SystemStatus, Syst
         `error` and its cause while a step is failing, `ok` when all planned steps are done, else `pending`.
     """
     own = [step for step in steps if system_of(step.name) == system]
-    # A running attempt after a failed one has not healed anything yet.
-    failing = [
-        step
-        for step in own
-        if step.state in (StepState.FAILED, StepState.RETRYING, StepState.PARKED)
-        or (step.state is StepState.RUNNING and step.last_error is not None)
-    ]
+    failing = [step for step in own if _is_failing(step)]
     # One that will not go on by itself says more than one that is tried again.
     failing.sort(key=lambda step: (step.next_retry_at is not None, step.name))
     if failing:
@@ -191,3 +189,10 @@ def system_state(steps: Iterable[Step], system: str) -> tuple[SystemStatus, Syst
     if own and all(step.state in FINISHED_STEPS for step in own):
         return SystemStatus.OK, None
     return SystemStatus.PENDING, None
+
+
+def _is_failing(step: Step) -> bool:
+    if step.last_error is None or step.last_error.code == STILL_WORKING:
+        return step.state is StepState.FAILED
+    # A running attempt after a failed one has not healed anything yet.
+    return step.state in (StepState.FAILED, StepState.RETRYING, StepState.PARKED, StepState.RUNNING)
