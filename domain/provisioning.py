@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
+from pydantic import Field
+
 from domain.model import Model
 from domain.operations import Failure, OperationState
 
@@ -81,7 +83,7 @@ class Settlement(Model):
 
     unsettled_until: datetime | None = None
     # Creates that were tried more than once at a vendor that does not make them unique.
-    recheck: list[str] = []
+    recheck: list[str] = Field(default_factory=list)
 
 
 class CloseRequest(Model):

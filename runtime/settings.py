@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from domain.provisioning import RetryProfile
 
 # What the embedded stack uses and production must not.
-DEVELOPMENT_SECRET_PREFIX = "dev-"
+DEVELOPMENT_SECRET_PREFIX = "dev-"  # noqa: S105 - it marks what is no secret
 
 
 class _Group(BaseSettings):

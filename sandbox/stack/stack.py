@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
 
 from runtime.wiring import Store
 from sandbox.stack.children import Child, ChildSpec, end_leftovers, holder_of_port, record_children
@@ -56,7 +56,6 @@ class Stack:
         say: Callable[[str], None],
         *,
         without: Sequence[str] = (),
-        heartbeat_seconds: float = 0.2,
     ) -> None:
         """Lay the stack out; nothing is started.
 
@@ -68,7 +67,6 @@ class Stack:
         self._files = files
         self._say = say
         self._without = without
-        self._poll = heartbeat_seconds
         self._children: list[Child] = []
         self._own_mongo = "MONGO_URL" not in os.environ
         self.facts = self._facts()
@@ -248,7 +246,7 @@ class Stack:
         if not self._own_mongo:
             return
         url = f"mongodb://{HOST}:{self._ports.mongo}/?directConnection=true"
-        client: Any = AsyncIOMotorClient(url, serverSelectionTimeoutMS=500)
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(url, serverSelectionTimeoutMS=500)
 
         async def primary() -> bool:
             hello = await client.admin.command("hello")
@@ -262,9 +260,9 @@ class Stack:
         try:
             await self._until("MongoDB", primary)
         finally:
-            client.close()
+            await client.close()
 
-    async def _move_replica_set(self, client: Any) -> None:
+    async def _move_replica_set(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
         """Tell a data directory that was made under another port base its new address."""
         config = (await client.admin.command("replSetGetConfig"))["config"]
         config["members"][0]["host"] = f"{HOST}:{self._ports.mongo}"
@@ -291,7 +289,7 @@ class Stack:
             try:
                 if await ready():
                     return
-            except (OSError, httpx.HTTPError, PyMongoError, OperationFailure):
+            except (OSError, httpx.HTTPError, PyMongoError):
                 pass
             await asyncio.sleep(LOOK_EVERY_SECONDS)
         raise LayoutError(f"{what} did not become ready in {READY_PATIENCE_SECONDS:.0f} s; logs: {self._files.logs}")
