@@ -59,10 +59,14 @@ class AuthentikActivities:
 
         Raises:
             IdentityExists: the login name belongs to an identity that is not linked to this person.
+            VendorRejected: `user_gone` if the person is linked to an identity that was deleted.
         """
         tenant = await load_tenant(self._tenants, request)
         person = await load_admin(self._users, tenant)
         user = await self._find_user(person)
+        if user is None and person.subject is not None:
+            # A new one would have another subject: nobody's here, and nobody would be let in with it.
+            raise VendorRejected(VENDOR, "The user linked to this person is gone.", code="user_gone")
         if user is None:
             user = await self._create_user(person, request.operation_id)
         elif person.active and not user.is_active:

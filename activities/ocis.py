@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from temporalio import activity
 
-from activities.tenants import load_tenant
-from domain.errors import ForeignObject, NotFound, OutcomeUnknown, VendorRejected
+from activities.tenants import load_plan, load_tenant
+from domain.errors import ForeignObject, OutcomeUnknown, VendorRejected
 from domain.ids import drive_alias, tenant_group, tenant_marker
 from domain.operations import Acting
 from domain.provisioning import SpaceResult, StepResult, TenantRequest, keeper
 from domain.tenants import Tenant
-from integrations.ocis import SPACE_EDITOR, OcisClient, SpaceSpec
+from integrations.ocis import SPACE_EDITOR, OcisClient, Space, SpaceSpec
 from runtime.steps import current_step
 from store.catalog import CatalogRepository
 from store.tenants import TenantRepository
@@ -64,8 +64,9 @@ class OcisActivities:
         quota = await self._quota(tenant)
         alias = drive_alias(tenant.slug)
         marker = tenant_marker(tenant.slug)
-        spaces = await self._ocis.find_spaces(alias)
-        if not spaces:
+        spaces = await self._spaces(tenant)
+        # One that is disabled is what a broken-off removal left: nobody could enter it.
+        if all(space.disabled for space in spaces):
             spec = SpaceSpec(
                 name=_space_name(tenant),
                 drive_alias=alias,
@@ -74,31 +75,33 @@ class OcisActivities:
             )
             await current_step().acting(_acting("ocis.space_created", "space", alias))
             created = await self._ocis.create_space(spec)
-            spaces = await self._ocis.find_spaces(alias) or [created]
-        known = tenant.resources.get(SPACE)
-        ours = {space.id: space for space in spaces if space.id == known or marker in (space.description or "")}
-        if not ours:
-            raise ForeignObject(VENDOR, f"The alias {alias} belongs to a space that was not made here.")
-        used = sorted(space.id for space in ours.values() if space.quota_used)
-        space = ours[keeper(list(ours), known=known, in_use=used[0] if used else None)]
+            spaces = await self._spaces(tenant) or [created]
+        usable = {space.id: space for space in spaces if not space.disabled}
+        used = min((space.id for space in usable.values() if space.quota_used), default=None)
+        space = usable[keeper(list(usable), known=tenant.resources.get(SPACE), in_use=used)]
         await self._tenants.set_resource(tenant.slug, SPACE, space.id)
-        return SpaceResult(resource_id=space.id, quota_matches=space.quota_total == quota)
+        return SpaceResult(resource_id=space.id, doubles=len(spaces) > 1, quota_matches=space.quota_total == quota)
 
     @activity.defn(name="delete_space_doubles")
     async def delete_space_doubles(self, request: TenantRequest) -> StepResult:
         """Ensure that the tenant's space is the only one under its alias; one with files in it is left.
 
-        Idempotency: what is gone is not found again; one that is disabled already is only purged.
+        Idempotency: what is gone is not found again. A disabled space does not tell whether it is empty, so it is
+        restored first: also one that an earlier attempt disabled.
         """
         tenant = await load_tenant(self._tenants, request)
-        kept = tenant.resources[SPACE]
+        kept = tenant.resources.get(SPACE)
+        if kept is None:  # its create never succeeded: what it left is taken over by the next run
+            return StepResult()
         marker = tenant_marker(tenant.slug)
-        for space in await self._ocis.find_spaces(drive_alias(tenant.slug)):
-            if space.id == kept or space.quota_used or marker not in (space.description or ""):
+        for found in await self._ocis.find_spaces(drive_alias(tenant.slug)):
+            if found.id == kept or marker not in (found.description or ""):
                 continue
-            await current_step().acting(_acting("ocis.space_double_removed", "space", space.id))
-            if not space.disabled:
-                await self._ocis.disable_space(space.id)
+            await current_step().acting(_acting("ocis.space_double_removed", "space", found.id))
+            space = await self._ocis.restore_space(found.id) if found.disabled else found
+            if space.quota_used:
+                continue
+            await self._ocis.disable_space(space.id)
             await self._ocis.purge_space(space.id)
         return StepResult(resource_id=kept)
 
@@ -132,10 +135,21 @@ class OcisActivities:
                     raise
         return StepResult(resource_id=space_id)
 
+    async def _spaces(self, tenant: Tenant) -> list[Space]:
+        """Return the spaces under the tenant's alias that carry our mark, disabled ones among them.
+
+        Raises:
+            ForeignObject: only spaces without our mark stand under the alias.
+        """
+        alias, marker, known = drive_alias(tenant.slug), tenant_marker(tenant.slug), tenant.resources.get(SPACE)
+        spaces = await self._ocis.find_spaces(alias)
+        ours = [space for space in spaces if space.id == known or marker in (space.description or "")]
+        if spaces and not ours:
+            raise ForeignObject(VENDOR, f"The alias {alias} belongs to a space that was not made here.")
+        return ours
+
     async def _quota(self, tenant: Tenant) -> int:
-        plan = await self._catalog.plan(tenant.plan)
-        if plan is None:
-            raise NotFound(f"There is no plan {tenant.plan}.")
+        plan = await load_plan(self._catalog, tenant)
         return plan.storage_bytes_per_seat * tenant.seats
 
 

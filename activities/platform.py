@@ -22,12 +22,6 @@ from store.people import UserRepository
 from store.tenants import TenantRepository
 
 BILLING_FLAG = "new_billing_engine"
-# A create at a vendor that does not make it unique, and the step that looks for doubles of it.
-NON_UNIQUE = {
-    "stalwart.role": "stalwart.role_doubles",
-    "ocis.space": "ocis.space_doubles",
-    "stripe.customer": "stripe.customer_doubles",
-}
 
 
 class PlatformActivities:
@@ -92,19 +86,19 @@ class PlatformActivities:
     async def record_tenant_outcome(self, request: OutcomeRequest) -> Settlement:
         """Turn the tenant active if every branch is ok, keep the event of how it went, and say what must settle.
 
-        Idempotency: the tenant is activated once and the event has one id.
+        Idempotency: the tenant is activated once and the event has one id. An operation that has ended changes nothing.
         """
 
         async def body(session: Session) -> Settlement:
             operation = await self._operation(request.operation_id, session)
             now = utcnow()
-            if request.failure is None:
-                await self._tenants.activate(request.tenant_slug, now, session)
             if operation.open:
+                if request.failure is None:
+                    await self._tenants.activate(request.tenant_slug, now, session)
                 await self._audit.write(_outcome_event(operation, request, now), session)
             return Settlement(
                 unsettled_until=operation.unsettled_until,
-                recheck=[again for create, again in NON_UNIQUE.items() if operation.step(create).attempts > 1],
+                repeated=[step.name for step in operation.steps.values() if step.attempts > 1],
             )
 
         return await self._database.run_transaction(body)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from temporalio import activity
 
-from activities.tenants import load_admin, load_tenant
+from activities.tenants import load_admin, load_plan, load_tenant
 from domain.errors import ForeignObject, NotReadyYet, OutcomeUnknown, VendorRejected
 from domain.ids import tenant_marker
 from domain.operations import Acting
@@ -75,7 +75,7 @@ class StalwartActivities:
             ids = [role.id for role in await self._stalwart.find_roles(marker)] or [created]
         role_id = keeper(ids, known=tenant.resources.get(ROLE))
         await self._tenants.set_resource(tenant.slug, ROLE, role_id)
-        return StepResult(resource_id=role_id)
+        return StepResult(resource_id=role_id, doubles=len(ids) > 1)
 
     @activity.defn(name="delete_mail_role_doubles")
     async def delete_mail_role_doubles(self, request: TenantRequest) -> StepResult:
@@ -84,7 +84,9 @@ class StalwartActivities:
         Idempotency: what is gone is not found again.
         """
         tenant = await load_tenant(self._tenants, request)
-        kept = tenant.resources[ROLE]
+        kept = tenant.resources.get(ROLE)
+        if kept is None:  # its create never succeeded: what it left is taken over by the next run
+            return StepResult()
         for role in await self._stalwart.find_roles(tenant_marker(tenant.slug)):
             if role.id != kept:
                 await current_step().acting(_acting("stalwart.role_double_removed", "role", role.id))
@@ -153,7 +155,7 @@ class StalwartActivities:
         domain = tenant.domain(request.domain)
         if domain is None or domain.external_id is None:
             raise VendorRejected(VENDOR, f"The domain {request.domain} is not known here.", code="domain_gone")
-        plan = await self._catalog.plan(tenant.plan)
+        plan = await load_plan(self._catalog, tenant)
         local_part = person.email.rpartition("@")[0]
         mark = f"dezky-user={person.id};"
         mailbox = await self._stalwart.find_mailbox(local_part, domain.external_id)
@@ -163,7 +165,7 @@ class StalwartActivities:
                 domain_id=domain.external_id,
                 description=f"{mark} {_operation_mark(request)}",
                 role_id=tenant.resources[ROLE],
-                quota_bytes=plan.mail_quota_bytes if plan is not None else 0,
+                quota_bytes=plan.mail_quota_bytes,
             )
             await current_step().acting(_acting("stalwart.mailbox_created", "user", person.id))
             try:

@@ -15,7 +15,6 @@ from domain.operations import Acting
 from domain.provisioning import StepResult, TenantRequest, keeper
 from domain.tenants import Tenant
 from integrations.stripe import CustomerSpec, PriceSpec, ProductSpec, StripeBilling, SubscriptionSpec
-from runtime.clock import time_of
 from runtime.steps import current_step
 from store.catalog import CatalogRepository, SubscriptionRepository
 from store.people import UserRepository
@@ -54,14 +53,15 @@ class StripeActivities:
     async def ensure_customer(self, request: TenantRequest) -> StepResult:
         """Ensure that the tenant is a Stripe customer, and that we know its id.
 
-        Idempotency: found by the known id, else by our mark among the customers made since the operation began; the
-        key covers the time until the list shows it. A double is removed by `delete_customer_doubles`.
+        Idempotency: found by the known id, else by our mark among the customers made since the tenant was, whichever
+        operation made them; the key covers the time until the list shows it. A double is removed by
+        `delete_customer_doubles`.
         """
         tenant = await load_tenant(self._tenants, request)
         known = tenant.resources.get(CUSTOMER)
         if known is not None and await self._billing.retrieve_customer(known) is not None:
             return StepResult(resource_id=known)
-        ids = await self._customer_ids(tenant, request)
+        ids = await self._customer_ids(tenant)
         if not ids:
             step = current_step()
             await step.seen_absent()
@@ -69,11 +69,11 @@ class StripeActivities:
             created = await self._billing.create_customer(
                 await self._customer_spec(tenant, request), idempotency_key=step.idempotency_key
             )
-            ids = await self._customer_ids(tenant, request) or [created.id]
+            ids = await self._customer_ids(tenant) or [created.id]
         customer_id = keeper(ids, known=known)
         await self._tenants.set_resource(tenant.slug, CUSTOMER, customer_id)
         await self._subscriptions.keep_customer(tenant.id, customer_id)
-        return StepResult(resource_id=customer_id)
+        return StepResult(resource_id=customer_id, doubles=len(ids) > 1)
 
     @activity.defn(name="delete_customer_doubles")
     async def delete_customer_doubles(self, request: TenantRequest) -> StepResult:
@@ -82,8 +82,10 @@ class StripeActivities:
         Idempotency: what is gone is not found again.
         """
         tenant = await load_tenant(self._tenants, request)
-        kept = tenant.resources[CUSTOMER]
-        for customer_id in await self._customer_ids(tenant, request):
+        kept = tenant.resources.get(CUSTOMER)
+        if kept is None:  # its create never succeeded: what it left is taken over by the next run
+            return StepResult()
+        for customer_id in await self._customer_ids(tenant):
             if customer_id == kept or await self._billing.find_subscriptions(customer_id):
                 continue
             await current_step().acting(_acting("stripe.customer_double_removed", "customer", customer_id))
@@ -149,7 +151,13 @@ class StripeActivities:
             )
             # The price is the row's, so its key is too: two tenants that need it at once get the same one.
             generation = step.idempotency_key.rsplit(":", 1)[-1]
-            price = await self._billing.create_price(spec, idempotency_key=f"{lookup_key}:{generation}")
+            try:
+                price = await self._billing.create_price(spec, idempotency_key=f"{lookup_key}:{generation}")
+            except VendorRejected:
+                # Another tenant's run may have been first under another key: Stripe then refuses the lookup key.
+                price = await self._billing.find_price(lookup_key)
+                if price is None:
+                    raise
         if (price.unit_amount, price.currency) != (row.amounts[currency], currency.value):
             raise ForeignObject(VENDOR, f"The price {lookup_key} has another amount.")
         await self._catalog.keep_price(row, currency, price.id)
@@ -188,8 +196,8 @@ class StripeActivities:
         )
         return StepResult(resource_id=subscription.id)
 
-    async def _customer_ids(self, tenant: Tenant, request: TenantRequest) -> list[str]:
-        since = time_of(request.operation_id) - CLOCK_SKEW
+    async def _customer_ids(self, tenant: Tenant) -> list[str]:
+        since = tenant.created_at - CLOCK_SKEW
         return [customer.id for customer in await self._billing.find_customers(since, tenant.id)]
 
     async def _customer_spec(self, tenant: Tenant, request: TenantRequest) -> CustomerSpec:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from domain.catalog import Plan
 from domain.errors import NotFound
 from domain.people import User
 from domain.provisioning import TenantRequest
 from domain.tenants import Tenant
+from store.catalog import CatalogRepository
 from store.people import UserRepository
 from store.tenants import TenantRepository
 
@@ -32,3 +34,15 @@ async def load_admin(users: UserRepository, tenant: Tenant) -> User:
     if user is None:
         raise NotFound(f"The first admin of {tenant.slug} is gone.")
     return user
+
+
+async def load_plan(catalog: CatalogRepository, tenant: Tenant) -> Plan:
+    """Return the plan of a tenant.
+
+    Raises:
+        NotFound: it is gone. Going on without it would mean unlimited quotas.
+    """
+    plan = await catalog.plan(tenant.plan)
+    if plan is None:
+        raise NotFound(f"There is no plan {tenant.plan}.")
+    return plan

@@ -13,6 +13,7 @@ from pymongo.errors import PyMongoError
 
 from api.errors import install_error_handlers
 from api.middleware import RequestContext
+from api.reference import install_reference
 from api.routers import health, me, operations, tenants
 from api.tokens import TokenVerifier
 from runtime.logging import configure_logging, get_logger
@@ -41,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     for module in (health, me, tenants, operations):
         app.include_router(module.router)
+    install_reference(app)
     return app
 
 

@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from api.access import Caller
 from api.errors import field_errors
+from api.reference import SCHEMA_REF
 from domain.errors import Invalid, Malformed, TooLarge, UnsupportedMedia
 from store.idempotency import IdempotentRequest
 
@@ -24,7 +25,7 @@ class Payload(BaseModel):
 
 
 B = TypeVar("B", bound=Payload)
-_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 class JsonBody(Generic[B]):
@@ -38,10 +39,8 @@ class JsonBody(Generic[B]):
 
     @property
     def openapi(self) -> dict[str, Any]:
-        """Return what a route passes as `openapi_extra`, so that the reference shows the body."""
-        schema = self.model.model_json_schema(
-            ref_template=f"#/components/schemas/{self.model.__name__}/$defs/{{model}}"
-        )
+        """Return what a route passes as `openapi_extra`; `api.reference` makes components of its `$defs`."""
+        schema = self.model.model_json_schema(ref_template=SCHEMA_REF)
         return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
     async def read(self, request: Request) -> B:
@@ -82,17 +81,20 @@ class JsonBody(Generic[B]):
         return b"".join(chunks)
 
 
-def idempotent_request(request: Request, caller: Caller, body: Payload) -> IdempotentRequest | None:
-    """Return the request's Idempotency-Key with its scope and fingerprint, None if it has none.
+def idempotency_key(request: Request) -> str | None:
+    """Return the request's Idempotency-Key, None if it has none.
 
     Raises:
         Malformed: the key is empty, too long or not printable.
     """
     key = request.headers.get("idempotency-key")
-    if key is None:
-        return None
-    if not _KEY.match(key):
+    if key is not None and not _KEY.fullmatch(key):
         raise Malformed("The Idempotency-Key must be 1 to 255 printable characters.", code="idempotency_key_malformed")
+    return key
+
+
+def idempotent_request(request: Request, caller: Caller, key: str, body: Payload) -> IdempotentRequest:
+    """Return a request that may be repeated under its key, with its scope and its fingerprint."""
     content = json.dumps(body.model_dump(mode="json", by_alias=True), sort_keys=True)
     fingerprint = hashlib.sha256(f"{request.url.query}\n{content}".encode()).hexdigest()
     return IdempotentRequest(

@@ -9,15 +9,18 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic_core import ErrorDetails
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
 
 from domain.errors import ControlPlaneError, Unavailable, VendorError
 from runtime.logging import get_logger
+from store.database import is_connection_loss
 
 log = get_logger(__name__)
 
 RETRY_AFTER_SECONDS = 2
+MAX_FIELD_ERRORS = 50
+MAX_NAME_SHOWN = 100
 
 
 def problem(
@@ -45,7 +48,13 @@ def problem(
 
 def field_errors(errors: list[ErrorDetails] | list[Any]) -> list[dict[str, Any]]:
     """Return where a payload is wrong and why, without repeating what was sent."""
-    return [{"loc": [str(part) for part in error["loc"]], "msg": error["msg"]} for error in errors]
+    shown = errors[:MAX_FIELD_ERRORS]
+    return [{"loc": [_printable(str(part)) for part in error["loc"]], "msg": error["msg"]} for error in shown]
+
+
+def _printable(name: str) -> str:
+    """Return a field's name, which for an unknown field is the caller's: cut, and without what UTF-8 cannot hold."""
+    return name[:MAX_NAME_SHOWN].encode(errors="replace").decode()
 
 
 async def _on_known(request: Request, error: Exception) -> JSONResponse:
@@ -65,19 +74,26 @@ async def _on_query(request: Request, error: Exception) -> JSONResponse:
 async def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = http.HTTPStatus(error.status_code).name.lower()
-    return problem(request, error.status_code, code, str(error.detail))
+    answer = problem(request, error.status_code, code, str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _on_database(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, ConnectionFailure):
+    if is_connection_loss(error):
         away = Unavailable("The database cannot be reached.", code="database_unavailable")
         return await _on_known(request, away)
     return await _on_bug(request, error)
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
-    log.error("request_failed", path=request.url.path, exc_info=error)
-    return problem(request, 500, "internal_error", "Something went wrong here; it has been logged.", retryable=True)
+    # This handler stands outside the middleware that gives logs and answers their id.
+    request_id = request.scope["state"].get("request_id", "")
+    log.error("request_failed", request_id=request_id, path=request.url.path, exc_info=error)
+    detail = "Something went wrong here; it has been logged."
+    answer = problem(request, 500, "internal_error", detail, retryable=True)
+    answer.headers["X-Request-Id"] = request_id
+    return answer
 
 
 def install_error_handlers(app: FastAPI) -> None:

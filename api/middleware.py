@@ -15,7 +15,7 @@ from runtime.logging import get_logger
 
 log = get_logger(__name__)
 
-_USABLE_ID = re.compile(r"^[A-Za-z0-9._:/-]{1,128}$")
+_USABLE_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 
 
 class RequestContext:
@@ -32,7 +32,7 @@ class RequestContext:
             return
         headers = Headers(scope=scope)
         offered = headers.get("x-request-id", "")
-        request_id = offered if _USABLE_ID.match(offered) else new_id()
+        request_id = offered if _USABLE_ID.fullmatch(offered) else new_id()
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["client_address"] = self.client_address(scope, headers)
@@ -63,7 +63,8 @@ class RequestContext:
         """
         client = scope.get("client")
         address = client[0] if client else None
-        hops = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part.strip()]
+        # A proxy may add a line of its own instead of appending to the client's.
+        hops = [hop for line in headers.getlist("x-forwarded-for") for part in line.split(",") if (hop := part.strip())]
         while address is not None and hops and self._is_proxy(address):
             address = hops.pop()
         return address

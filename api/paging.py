@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -13,30 +12,36 @@ from fastapi import Query
 from domain.errors import Malformed
 
 Limit = Annotated[int, Query(ge=1, le=500, description="how many at the most")]
-Cursor = Annotated[str | None, Query(max_length=500, description="`nextCursor` of the page before")]
+# Room for the longest name, written in characters of four bytes.
+Cursor = Annotated[str | None, Query(max_length=2000, description="`nextCursor` of the page before")]
 DEFAULT_LIMIT = 50
 
+SortValue = str | datetime
 
-def encode_cursor(*parts: Any) -> str:
+
+def encode_cursor(*values: SortValue) -> str:
     """Return a cursor that holds the sort values of the last item of a page."""
-    plain = [{"at": part.isoformat()} if isinstance(part, datetime) else part for part in parts]
-    return base64.urlsafe_b64encode(json.dumps(plain).encode()).decode().rstrip("=")
+    plain = [value.isoformat() if isinstance(value, datetime) else value for value in values]
+    return base64.urlsafe_b64encode(json.dumps(plain, ensure_ascii=False).encode()).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str, length: int) -> list[Any]:
-    """Return what `encode_cursor` put in.
+def decode_cursor(cursor: str, *types: type[SortValue]) -> list[Any]:
+    """Return what `encode_cursor` put in, if it was values of these types.
 
     Raises:
         Malformed: it was not made by this list.
     """
     try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        parts = json.loads(base64.urlsafe_b64decode(padded.encode()))
-        if not isinstance(parts, list) or len(parts) != length:
-            raise ValueError("another list's cursor")
-        values = [datetime.fromisoformat(part["at"]) if isinstance(part, dict) else part for part in parts]
-        if not all(isinstance(value, str | int | datetime) for value in values):
-            raise ValueError("not a sort value")
-        return values
-    except (ValueError, KeyError, TypeError, binascii.Error):
+        parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if not isinstance(parts, list):
+            raise TypeError("not the parts of a cursor")
+        return [_sort_value(part, each) for part, each in zip(parts, types, strict=True)]
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise Malformed("The cursor is not one of this list's.", code="cursor_malformed") from None
+
+
+def _sort_value(part: Any, wanted: type[SortValue]) -> SortValue:
+    if not isinstance(part, str):
+        raise TypeError("not a sort value")
+    part.encode()  # JSON can spell surrogates that are no text
+    return datetime.fromisoformat(part).astimezone(UTC) if wanted is datetime else part

@@ -21,6 +21,8 @@ LEEWAY_SECONDS = 10
 KEYS_LAST_SECONDS = 3600.0
 # A stream of made-up key ids must not become a stream of requests to the issuer.
 REFRESH_AT_MOST_EVERY_SECONDS = 10.0
+# Sooner while no key is known, since nobody can log in; still not once a request.
+FIRST_KEYS_AT_MOST_EVERY_SECONDS = 1.0
 FETCH_TIMEOUT_SECONDS = 5.0
 
 
@@ -103,20 +105,24 @@ class TokenVerifier:
 
     async def _refresh(self, issuer: _Issuer) -> None:
         async with issuer.lock:
-            now = time.monotonic()
-            if now - issuer.tried_at < REFRESH_AT_MOST_EVERY_SECONDS and issuer.keys:
-                return
-            issuer.tried_at = now
-            try:
-                discovery = await self._get(f"{issuer.url.rstrip('/')}/.well-known/openid-configuration")
-                keys = jwt.PyJWKSet.from_dict(await self._get(discovery["jwks_uri"]))
-            except (httpx.HTTPError, jwt.PyJWTError, KeyError, ValueError) as error:
-                log.warning("issuer_keys_not_fetched", issuer=issuer.url, error=type(error).__name__)
-                if not issuer.keys:
-                    raise Unavailable("The login service cannot be reached.", code="issuer_unavailable") from error
-                return
-            issuer.keys = {key.key_id: key for key in keys.keys if key.key_id and key.algorithm_name in ALGORITHMS}
-            issuer.fetched_at = now
+            pause = REFRESH_AT_MOST_EVERY_SECONDS if issuer.keys else FIRST_KEYS_AT_MOST_EVERY_SECONDS
+            if time.monotonic() - issuer.tried_at >= pause:
+                await self._fetch(issuer)
+                # After the attempt: those who waited for it must not each make one of their own.
+                issuer.tried_at = time.monotonic()
+        if not issuer.keys:
+            raise Unavailable("The login service cannot be reached.", code="issuer_unavailable")
+
+    async def _fetch(self, issuer: _Issuer) -> None:
+        """Fetch an issuer's keys; the known ones stay if that fails."""
+        try:
+            discovery = await self._get(f"{issuer.url.rstrip('/')}/.well-known/openid-configuration")
+            keys = jwt.PyJWKSet.from_dict(await self._get(discovery["jwks_uri"]))
+        except (httpx.HTTPError, httpx.InvalidURL, jwt.PyJWTError, KeyError, ValueError) as error:
+            log.warning("issuer_keys_not_fetched", issuer=issuer.url, error=type(error).__name__)
+            return
+        issuer.keys = {key.key_id: key for key in keys.keys if key.key_id and key.algorithm_name in ALGORITHMS}
+        issuer.fetched_at = time.monotonic()
 
     async def _get(self, url: str) -> dict[str, Any]:
         response = await self._http.get(url, timeout=FETCH_TIMEOUT_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import Field
 
@@ -11,6 +12,7 @@ from domain.catalog import Currency, Cycle
 from domain.model import Model, Timestamp
 from domain.operations import Failure, Operation, OperationKind, OperationState, Progress, RequestedBy, Step, StepState
 from domain.tenants import (
+    SYSTEMS,
     BillingInfo,
     DnsRecord,
     DomainProof,
@@ -137,13 +139,13 @@ class TenantView(Model):
 
 
 def view_operation(
-    operation: Operation, now: datetime, *, for_operator: bool, temporal_ui: str | None
+    operation: Operation, now: datetime, *, for_operator: bool, workflows_url: str | None
 ) -> OperationView:
     """Show an operation; what a vendor said, and where Temporal shows the job, only to an operator."""
     link = None
-    if for_operator and temporal_ui is not None:
+    if for_operator and workflows_url is not None:
         # The id is encoded whole: its slashes are part of it.
-        link = f"{temporal_ui.rstrip('/')}/namespaces/default/workflows/{operation.workflow_id.replace('/', '%2F')}"
+        link = f"{workflows_url}/{quote(operation.workflow_id, safe='')}"
     return OperationView(
         id=operation.id,
         kind=operation.kind,
@@ -188,12 +190,19 @@ def _view_failure(failure: Failure | None, *, for_operator: bool) -> FailureView
 
 def summarise_tenant(tenant: Tenant) -> TenantSummary:
     """Show a tenant in a list."""
-    shared = tenant.model_dump(exclude={"domains"})
-    return TenantSummary.model_validate({**shared, "domains": [each.name for each in tenant.domains]})
+    names = [each.name for each in tenant.domains]
+    return TenantSummary.model_validate(
+        {**tenant.model_dump(), "domains": names, "provisioning_status": _status_by_system(tenant)}
+    )
 
 
 def view_tenant(tenant: Tenant, operation: OperationView | None) -> TenantView:
     """Show a tenant with the operation that holds its lock."""
-    shared = tenant.model_dump()
-    # An installation older than a system lacks its status: it is still to come.
-    return TenantView.model_validate({**shared, "operation": operation})
+    return TenantView.model_validate(
+        {**tenant.model_dump(), "provisioning_status": _status_by_system(tenant), "operation": operation}
+    )
+
+
+def _status_by_system(tenant: Tenant) -> dict[str, SystemStatus]:
+    # A tenant older than a system lacks its status: it is still to come.
+    return {**dict.fromkeys(SYSTEMS, SystemStatus.PENDING), **tenant.provisioning_status}

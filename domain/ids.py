@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-SLUG = re.compile(r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
+SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 SLUG_MIN, SLUG_MAX = 3, 40
 
 OPERATORS_GROUP = "dezky-platform-admins"
@@ -13,7 +13,7 @@ PARTNER_STAFF_GROUP = "dezky-partner-staff"
 
 def is_slug(text: str) -> bool:
     """Tell whether a text may name a tenant or a partner."""
-    return SLUG_MIN <= len(text) <= SLUG_MAX and SLUG.match(text) is not None
+    return SLUG_MIN <= len(text) <= SLUG_MAX and SLUG.fullmatch(text) is not None
 
 
 def tenant_lock(slug: str) -> str:

@@ -64,6 +64,8 @@ class StepResult(Model):
     """What a step left behind."""
 
     resource_id: str | None = None
+    # More than one object made for the same purpose was seen: the others are to be removed.
+    doubles: bool = False
 
 
 class SpaceResult(StepResult):
@@ -82,8 +84,8 @@ class Settlement(Model):
     """What still has to happen before an operation may release its lock."""
 
     unsettled_until: datetime | None = None
-    # Creates that were tried more than once at a vendor that does not make them unique.
-    recheck: list[str] = Field(default_factory=list)
+    # Steps that were tried more than once: at a vendor without uniqueness they may have made doubles.
+    repeated: list[str] = Field(default_factory=list)
 
 
 class CloseRequest(Model):

@@ -16,7 +16,7 @@ from domain.operations import FINISHED_STEPS, Step, StepState, system_of
 SYSTEMS = ("authentik", "stalwart", "ocis", "stripe")
 MAX_SEATS = 100_000
 MAX_DOMAINS = 20
-_LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class TenantStatus(StrEnum):
@@ -136,13 +136,20 @@ def normalise_domain(text: str) -> str:
     Raises:
         ValueError: it is not the name of a mail domain.
     """
-    name = text.strip().rstrip(".").lower()
-    try:
-        name = idna.encode(name, uts46=True).decode("ascii") if not name.isascii() else name
-    except idna.IDNAError as error:
-        raise ValueError(f"{text!r} is not a domain name.") from error
+    name = text.strip().lower()
+    if not name.isascii() or "xn--" in name:
+        try:
+            name = idna.encode(name, uts46=True).decode("ascii")
+        except idna.IDNAError as error:
+            raise ValueError(f"{text!r} is not a domain name.") from error
+    name = name.removesuffix(".")
     labels = name.split(".")
-    if len(name) > 253 or len(labels) < 2 or not all(_LABEL.match(label) for label in labels) or labels[-1].isdigit():
+    if (
+        len(name) > 253
+        or len(labels) < 2
+        or not all(_LABEL.fullmatch(label) for label in labels)
+        or labels[-1].isdigit()
+    ):
         raise ValueError(f"{text!r} is not a full domain name such as example.org.")
     return name
 
@@ -157,6 +164,7 @@ OUR_WORDS = {
     "foreign_object": "A name that is needed is taken by something that was not made here.",
     "identity_exists": "The person's login name is taken by an account that is not linked to this one.",
     "budget_spent": "It was tried for as long as allowed, without success.",
+    "ended_outside": "The job was ended from outside before it was done. An operator has to look at it.",
 }
 
 

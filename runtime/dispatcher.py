@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -93,14 +94,22 @@ class Dispatcher:
         """Start every intent that was left without an execution."""
         for operation in await self._operations.unstarted(utcnow() - LEFT_BEHIND_AFTER, BATCH):
             log.info("intent_dispatched", operation_id=operation.id, workflow_id=operation.workflow_id)
-            await self.start(operation)
+            try:
+                await self.start(operation)
+            except RPCError as error:
+                # One that Temporal refuses must not hold up those behind it.
+                log.warning("start_failed", operation_id=operation.id, error=error.status.name)
 
     async def sweep(self) -> None:
         """Close every open operation whose execution ended otherwise than by closing it."""
-        for operation in await self._operations.started(utcnow() - LEFT_BEHIND_AFTER, BATCH):
-            ended = await self._ended_outside(operation)
-            if ended is not None:
-                await self._close(operation.id, *ended)
+        started_before = utcnow() - LEFT_BEHIND_AFTER
+        after: str | None = None
+        while batch := await self._operations.started(started_before, after, BATCH):
+            for operation in batch:
+                ended = await self._ended_outside(operation)
+                if ended is not None:
+                    await self._close(operation.id, *ended)
+            after = batch[-1].id
 
     async def _ended_outside(self, operation: Operation) -> tuple[OperationState, str] | None:
         try:
@@ -109,7 +118,7 @@ class Dispatcher:
                 rpc_timeout=START_TIMEOUT
             )
         except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
+            if error.status is RPCStatusCode.NOT_FOUND and not _lacks_namespace(error):
                 return OperationState.FAILED, "The execution can no longer be found in Temporal."
             raise
         return ENDED_OUTSIDE.get(description.status) if description.status is not None else None
@@ -148,6 +157,11 @@ class Dispatcher:
             _every(DISPATCH_EVERY, self.dispatch, "dispatch_failed"),
             _every(SWEEP_EVERY, self.sweep, "sweep_failed"),
         )
+
+
+def _lacks_namespace(error: RPCError) -> bool:
+    """Tell whether it is the whole namespace that cannot be found: a wrong setting, which says nothing of a job."""
+    return any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
 
 
 async def _every(interval: timedelta, job: Callable[[], Awaitable[None]], failed: str) -> None:

@@ -24,7 +24,8 @@ def describe(error: BaseException) -> Failure:
         case PyMongoError():
             code, message = "database_unavailable", "The database did not take the write."
         case _:
-            code, message = "internal_error", f"{type(error).__name__}: {error}"
+            # Only the kind: its text, which the log has, may quote personal data, and this is kept in histories.
+            code, message = "internal_error", f"This is a bug: {type(error).__name__}."
     return Failure(code=code, message=_BEARER.sub(r"\1[redacted]", message)[:MESSAGE_LIMIT])
 
 
@@ -34,8 +35,11 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def asked_delay(error: BaseException) -> timedelta | None:
-    """Return how long the vendor asked us to wait, None if it did not."""
-    return error.retry_after if isinstance(error, VendorError) else None
+    """Return how long the vendor asked us to wait, None if it did not.
+
+    Zero is none: the SDK does not send it, so Temporal would wait by its own policy after all.
+    """
+    return error.retry_after or None if isinstance(error, VendorError) else None
 
 
 def to_application_error(error: BaseException) -> ApplicationError:

@@ -188,14 +188,15 @@ class _StepActivity(ActivityInboundInterceptor):
         operation_id = operation_of_workflow(workflow_id)
         fence = Fence(scheduled_at=info.current_attempt_scheduled_time, number=info.attempt)
         now = utcnow()
+        # Taken before the record is written: a slow write must not let the vendor be called past the recorded deadline.
+        last_call = asyncio.get_running_loop().time() + (info.start_to_close_timeout - MARGIN).total_seconds()
         step = await self._recorder.operations.begin_attempt(
             operation_id, name, fence, now, now + info.start_to_close_timeout
         )
         lock_key = workflow_id.removesuffix(f"/{operation_id}")
         enter_step(_RunningStep(self._recorder.operations, lock_key, operation_id, step))
         call_context.correlation_id.set(f"{workflow_id}/{info.activity_id}/{info.attempt}")
-        loop = asyncio.get_running_loop()
-        call_context.deadline.set(loop.time() + (info.start_to_close_timeout - MARGIN).total_seconds())
+        call_context.deadline.set(last_call)
         try:
             result = await super().execute_activity(input_)
         # Cancellation is no Exception and passes: the end of that attempt stays unrecorded, which is the truth.

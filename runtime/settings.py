@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -14,7 +15,8 @@ DEVELOPMENT_SECRET_PREFIX = "dev-"  # noqa: S105 - it marks what is no secret
 
 
 class _Group(BaseSettings):
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    # An error names what is wrong; the values beside it may be secrets.
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
 
 CommaSeparated = Annotated[list[str], NoDecode]
@@ -27,7 +29,7 @@ def _split(value: object) -> object:
 class AuthentikSettings(_Group):
     """Login. Issuers and audiences pair up by position: an issuer can never vouch for another's audience."""
 
-    model_config = SettingsConfigDict(env_prefix="AUTHENTIK_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="AUTHENTIK_")
 
     url: str
     token: SecretStr
@@ -51,7 +53,7 @@ class AuthentikSettings(_Group):
 class StalwartSettings(_Group):
     """Mail. The generation of the cluster's management API is pinned, never guessed."""
 
-    model_config = SettingsConfigDict(env_prefix="STALWART_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="STALWART_")
 
     url: str
     token: SecretStr
@@ -61,7 +63,7 @@ class StalwartSettings(_Group):
 class OcisSettings(_Group):
     """Files."""
 
-    model_config = SettingsConfigDict(env_prefix="OCIS_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="OCIS_")
 
     url: str
     token: SecretStr
@@ -70,7 +72,7 @@ class OcisSettings(_Group):
 class StripeSettings(_Group):
     """Billing; everything starts without a key while it is dark."""
 
-    model_config = SettingsConfigDict(env_prefix="STRIPE_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="STRIPE_")
 
     api_key: SecretStr | None = None
     api_base: str | None = Field(default=None, description="for a stand-in; absent = Stripe")
@@ -107,6 +109,13 @@ class Settings(_Group):
     stripe: StripeSettings = Field(default_factory=StripeSettings)
 
     _lists = field_validator("trusted_proxies", mode="before")(_split)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: list[str]) -> list[str]:
+        for each in value:
+            ipaddress.ip_network(each, strict=False)
+        return value
 
     @model_validator(mode="after")
     def _fit_for_production(self) -> Settings:

@@ -62,7 +62,9 @@ class AuditRepository:
     async def _key_of(self, subject: str, at: datetime, session: Session) -> tuple[str, bytes]:
         row = await self._keys.find_one({"_id": subject}, session=session)
         if row is None:
-            row = {"_id": subject, "keyId": f"{subject}:1", "key": AESGCM.generate_key(256), "createdAt": at}
+            # Never named alike twice: what was sealed with a destroyed key stays unreadable, whatever is written later.
+            key_id = f"{subject}:{os.urandom(8).hex()}"
+            row = {"_id": subject, "keyId": key_id, "key": AESGCM.generate_key(256), "createdAt": at}
             try:
                 await self._keys.insert_one(row, session=session)
             except DuplicateKeyError:

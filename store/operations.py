@@ -59,10 +59,12 @@ class OperationRepository:
         rows = await self._operations.find(query).sort("createdAt", 1).to_list(limit)
         return [Operation.model_validate(row) for row in rows]
 
-    async def started(self, started_before: datetime, limit: int) -> list[Operation]:
-        """Return open operations whose workflow was started, oldest first."""
-        query = {"open": True, "startedAt": {"$lt": started_before}}
-        rows = await self._operations.find(query).sort("createdAt", 1).to_list(limit)
+    async def started(self, started_before: datetime, after: str | None, limit: int) -> list[Operation]:
+        """Return open operations whose workflow was started, by id, beyond the id `after`."""
+        query: Document = {"open": True, "startedAt": {"$lt": started_before}}
+        if after is not None:
+            query["_id"] = {"$gt": after}
+        rows = await self._operations.find(query).sort("_id", 1).to_list(limit)
         return [Operation.model_validate(row) for row in rows]
 
     async def mark_started(self, operation_id: str, at: datetime) -> None:

@@ -59,7 +59,9 @@ class TenantRepository:
             "claimedAt": {"$lt": now - UNVERIFIED_CLAIM_LASTS},
         }
         await self._tenants.update_many(
-            {"domains": {"$elemMatch": stale}}, {"$pull": {"domains": stale}}, session=session
+            {"domains": {"$elemMatch": stale}},
+            {"$pull": {"domains": stale}, "$set": {"updatedAt": now}, "$inc": {"version": 1}},
+            session=session,
         )
 
     async def count_of_partner(self, partner_id: str, session: Session) -> int:

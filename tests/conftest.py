@@ -25,7 +25,9 @@ DATABASE = "dezky_test"
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what the developer's shell sets from reaching settings."""
     for name in list(os.environ):
-        if name.startswith(("AUTHENTIK_", "STALWART_", "OCIS_", "STRIPE_", "MONGO_", "TEMPORAL_", "BILLING_", "DOMAIN_")):
+        if name.startswith(
+            ("AUTHENTIK_", "STALWART_", "OCIS_", "STRIPE_", "MONGO_", "TEMPORAL_", "BILLING_", "DOMAIN_")
+        ):
             monkeypatch.delenv(name)
 
 

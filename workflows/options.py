@@ -62,7 +62,7 @@ PROFILES = {
     ),
     # For tests: the same shape, sooner.
     RetryProfile.FAST: _profile(
-        attempt=timedelta(seconds=15),
+        attempt=timedelta(seconds=20),
         budget=timedelta(minutes=5),
         heartbeat=timedelta(seconds=2),
         first=timedelta(milliseconds=100),

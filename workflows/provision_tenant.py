@@ -35,10 +35,11 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.steps import Steps, branch, together
 
+# What a vendor does not make unique, and what removes a double of it.
 REMOVE_DOUBLES = {
-    "stalwart.role_doubles": StalwartActivities.delete_mail_role_doubles,
-    "ocis.space_doubles": OcisActivities.delete_space_doubles,
-    "stripe.customer_doubles": StripeActivities.delete_customer_doubles,
+    "stalwart.role": StalwartActivities.delete_mail_role_doubles,
+    "ocis.space": OcisActivities.delete_space_doubles,
+    "stripe.customer": StripeActivities.delete_customer_doubles,
 }
 
 
@@ -52,6 +53,8 @@ class ProvisionTenant:
         self._operation_id = request.operation_id
         self._slug = request.tenant_slug
         self._tenant = TenantRequest(operation_id=request.operation_id, tenant_slug=request.tenant_slug)
+        # The non-unique creates that were done, and whether each saw doubles.
+        self._created: dict[str, bool] = {}
 
     @workflow.run
     async def run(self, request: OperationRequest) -> None:
@@ -77,7 +80,7 @@ class ProvisionTenant:
 
     async def _mail(self, plan: ProvisionPlan) -> None:
         await together(
-            self._step("stalwart.role", StalwartActivities.ensure_mail_role),
+            self._create("stalwart.role", StalwartActivities.ensure_mail_role),
             *(self._mail_domain(domain) for domain in plan.domains),
         )
         if plan.mailbox_domain is not None:
@@ -93,7 +96,7 @@ class ProvisionTenant:
     async def _files(self) -> None:
         _group, space = await together(
             self._step("ocis.group", OcisActivities.ensure_files_group),
-            self._step("ocis.space", OcisActivities.ensure_space),
+            self._create("ocis.space", OcisActivities.ensure_space),
         )
         if not space.quota_matches:
             await self._step("ocis.quota", OcisActivities.ensure_space_quota)
@@ -103,7 +106,7 @@ class ProvisionTenant:
         if not plan.billing_enabled:
             return
         await together(
-            self._step("stripe.customer", StripeActivities.ensure_customer),
+            self._create("stripe.customer", StripeActivities.ensure_customer),
             self._price(),
         )
         await self._step("stripe.subscription", StripeActivities.ensure_subscription)
@@ -118,7 +121,11 @@ class ProvisionTenant:
         settlement = await self._steps.record(PlatformActivities.record_tenant_outcome, outcome)
         if settlement.unsettled_until is not None:
             await _sleep_until(settlement.unsettled_until)
-        checks = [branch(self._step(name, REMOVE_DOUBLES[name])) for name in settlement.recheck]
+        checks = [
+            branch(self._step(f"{name}_doubles", REMOVE_DOUBLES[name]))
+            for name, doubles in self._created.items()
+            if doubles or name in settlement.repeated
+        ]
         failures = [failure, *await together(*checks)]
         return next((each for each in failures if each is not None), None)
 
@@ -127,6 +134,11 @@ class ProvisionTenant:
         request = CloseRequest(operation_id=self._operation_id, state=state, failure=failure)
         while (until := await self._steps.record(PlatformActivities.close_operation, request)) is not None:
             await _sleep_until(until)
+
+    async def _create(self, name: str, method: Any) -> Any:
+        result = await self._step(name, method)
+        self._created[name] = result.doubles
+        return result
 
     def _step(self, name: str, method: Any) -> Awaitable[Any]:
         return self._steps.run(name, method, self._tenant)

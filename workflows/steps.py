@@ -31,7 +31,11 @@ class Steps:
 
         Raises:
             ActivityError: it was refused for good, or its budget is spent.
+            CancelledError: the run was cancelled. Asked before each step, because an activity that finishes anyway
+                swallows the cancellation of who awaits it.
         """
+        if workflow.cancellation_reason() is not None:
+            raise asyncio.CancelledError
         config = self._profile.vendor.copy()
         config["activity_id"] = activity_id(name, 1)
         config["task_queue"] = system_of(name)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, Request
 from temporalio.service import RPCError
 
+from api.reference import PUBLIC
 from domain.errors import Unavailable
 from domain.model import Model
 from runtime.logging import SERVICE
@@ -35,13 +36,13 @@ class Readiness(Model):
     temporal: str
 
 
-@router.get("/health")
+@router.get("/health", openapi_extra=PUBLIC)
 async def health() -> Liveness:
     """Say that the process is alive, whatever the rest of the world does."""
     return Liveness(status="ok", service=SERVICE, version=version("dezky-control-plane"))
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", openapi_extra=PUBLIC)
 async def ready(request: Request) -> Readiness:
     """Say that MongoDB and Temporal answer; 503 with the one that does not."""
     store: Store = request.app.state.store

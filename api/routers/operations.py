@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request
+from pymongo.errors import PyMongoError
 
 from api.access import Caller, Guard, Role
 from api.paging import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
@@ -44,7 +46,7 @@ async def list_operations(
     if not caller.is_operator:
         slugs = await store.tenants.slugs(caller.visible_tenants)
         filters = {"$and": [filters, {"tenantSlug": {"$in": slugs}}]}
-    before = decode_cursor(cursor, 1)[0] if cursor is not None else None
+    before = decode_cursor(cursor, str)[0] if cursor is not None else None
     found = await store.operations.page(filters, before, limit)
     return OperationPage(
         items=[show(request, caller, each) for each in found],
@@ -73,27 +75,31 @@ async def _visible(store: Store, caller: Caller, operation: Operation) -> bool:
 
 def show(request: Request, caller: Caller, operation: Operation) -> OperationView:
     """Return an operation as this caller may see it."""
+    ui: str | None = request.app.state.settings.temporal_ui_url
+    namespace: str = request.app.state.temporal.namespace
     return view_operation(
         operation,
         utcnow(),
         for_operator=caller.is_operator,
-        temporal_ui=request.app.state.settings.temporal_ui_url,
+        workflows_url=f"{ui.rstrip('/')}/namespaces/{quote(namespace, safe='')}/workflows" if ui is not None else None,
     )
 
 
 def preferred_wait(request: Request) -> float:
     """Return how long the caller prefers to wait for the end of a job (RFC 7240), in seconds, at most 30."""
-    match = _WAIT.search(request.headers.get("prefer", ""))
+    match = _WAIT.search(",".join(request.headers.getlist("prefer")))
     return float(min(int(match.group(1)), LONGEST_WAIT_SECONDS)) if match else 0.0
 
 
 async def wait_until_closed(store: Store, operation_id: str, seconds: float) -> Operation | None:
-    """Return an operation once it has ended, None if it has not within the time."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + seconds
-    while loop.time() < until:
-        operation = await store.operations.get(operation_id)
-        if operation is not None and operation.closed_at is not None:
-            return operation
-        await asyncio.sleep(LOOK_EVERY_SECONDS)
-    return None
+    """Return an operation once it has ended, None if that was not seen within the time."""
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                operation = await store.operations.get(operation_id)
+                if operation is not None and operation.closed_at is not None:
+                    return operation
+                await asyncio.sleep(LOOK_EVERY_SECONDS)
+    # The job is recorded, so whatever is away while we wait must not turn the answer into a refusal.
+    except (TimeoutError, PyMongoError):
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -10,8 +11,9 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, Field, StringConstraints
 
 from api.access import Caller, Guard, identify, refuse_unknown_query
-from api.body import JsonBody, Payload, idempotent_request
+from api.body import JsonBody, Payload, idempotency_key, idempotent_request
 from api.paging import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
+from api.reference import IDEMPOTENCY_KEY, PREFER
 from api.routers.operations import RETRY_AFTER_SECONDS, preferred_wait, show, wait_until_closed
 from api.views import OperationView, TenantPage, TenantView, summarise_tenant, view_tenant
 from domain.catalog import Currency, Cycle, Price
@@ -66,6 +68,8 @@ class TenantCreate(Payload):
 
 
 CREATE = JsonBody(TenantCreate)
+# MongoDB takes a NUL in a text, but not in a pattern.
+NO_NUL = r"^[^\x00]*$"
 SORTABLE = {"createdAt": "created_at", "slug": "slug", "name": "name"}
 
 
@@ -74,6 +78,7 @@ async def tenant_creator(request: Request) -> Caller:
 
     Raises:
         NotAllowed: an operator (`tenants_are_created_by_partners`), somebody else, or a partner that is not active.
+        Malformed: the request asks for a plan, or has an unknown query parameter.
     """
     caller = await identify(request)
     if caller.is_operator:
@@ -81,11 +86,18 @@ async def tenant_creator(request: Request) -> Caller:
     if caller.partner is None:
         raise NotAllowed("Only a partner's staff may create tenants.")
     require_active(caller.partner)
+    _refuse_plan(request)
     refuse_unknown_query(request)
     return caller
 
 
-@router.post("/tenants", status_code=202, response_model=OperationView, openapi_extra=CREATE.openapi)
+@router.post(
+    "/tenants",
+    status_code=202,
+    response_model=OperationView,
+    responses={200: {"model": OperationView, "description": "The job ended within `Prefer: wait`"}},
+    openapi_extra={**CREATE.openapi, "parameters": [IDEMPOTENCY_KEY, PREFER]},
+)
 async def create_tenant(request: Request, caller: Annotated[Caller, Depends(tenant_creator)]) -> JSONResponse:
     """Create a tenant of the caller's partner; the answer is the operation that provisions it.
 
@@ -93,9 +105,9 @@ async def create_tenant(request: Request, caller: Annotated[Caller, Depends(tena
     """
     store: Store = request.app.state.store
     intents: Intents = request.app.state.intents
+    key = idempotency_key(request)
     body = await CREATE.read(request)
-    _refuse_plan_headers(request)
-    repeat = idempotent_request(request, caller, body)
+    repeat = idempotent_request(request, caller, key, body) if key is not None else None
     new = _new_tenant(body)
     price = await _price(store, new)
     partner: Partner = caller.partner  # type: ignore[assignment]  # the guard has seen to it
@@ -126,7 +138,7 @@ async def list_tenants(
     status: TenantStatus | None = None,
     plan: str | None = None,
     partner: Annotated[str | None, Query(description="slug")] = None,
-    q: Annotated[str | None, Query(max_length=100, description="part of slug, name or domain")] = None,
+    q: Annotated[str | None, Query(max_length=100, pattern=NO_NUL, description="part of slug, name or domain")] = None,
     provisioning: Annotated[SystemStatus | None, Query(description="any system in this state")] = None,
     sort: Literal["createdAt", "-createdAt", "slug", "-slug", "name", "-name"] = "-createdAt",
     limit: Limit = DEFAULT_LIMIT,
@@ -146,10 +158,10 @@ async def list_tenants(
     field, descending = sort.lstrip("-"), sort.startswith("-")
     after = None
     if cursor is not None:
-        named, value, identifier = decode_cursor(cursor, 3)
+        named, value, identifier = decode_cursor(cursor, str, datetime if field == "createdAt" else str, str)
         if named != sort:
             raise Malformed("The cursor belongs to another order.", code="cursor_malformed")
-        after = (value, str(identifier))
+        after = (value, identifier)
     found = await store.tenants.page({"$and": conditions}, sort=field, descending=descending, after=after, limit=limit)
     last = found[-1] if len(found) == limit else None
     return TenantPage(
@@ -217,6 +229,6 @@ async def _price(store: Store, new: NewTenant) -> Price:
     return price
 
 
-def _refuse_plan_headers(request: Request) -> None:
-    if "if-plan-match" in request.headers:
+def _refuse_plan(request: Request) -> None:
+    if "dryRun" in request.query_params or "if-plan-match" in request.headers:
         raise Malformed("Creating a tenant has no plan yet.", code="not_supported")

@@ -49,6 +49,7 @@ CALLS: dict[str, tuple[bool, Callable[[OcisClient], Awaitable[object]]]] = {
     "set_quota": (True, lambda client: client.set_quota(SPACE_ID, 9)),
     "invite_group": (True, lambda client: client.invite_group(SPACE_ID, "g1", SPACE_EDITOR)),
     "disable_space": (True, lambda client: client.disable_space(SPACE_ID)),
+    "restore_space": (True, lambda client: client.restore_space(SPACE_ID)),
     "purge_space": (True, lambda client: client.purge_space(SPACE_ID)),
 }
 EVERY_CALL = pytest.mark.parametrize("name", CALLS)
@@ -192,6 +193,16 @@ async def test_invite_group() -> None:
         "recipients": [{"@libre.graph.recipient.type": "group", "objectId": "g1"}],
         "roles": [SPACE_EDITOR],
     }
+
+
+async def test_restore() -> None:
+    """A restore is a PATCH that changes nothing, told apart by a header; the space comes back as it was."""
+    vendor = ScriptedVendor(answer(200, {"id": SPACE_ID, "name": "acme", "quota": {"total": 9, "used": 4}, "root": {}}))
+    async with vendor.http() as http:
+        space = await OcisClient(http).restore_space(SPACE_ID)
+    (request,) = vendor.requests
+    assert (request.method, request.headers["Restore"], request.content) == ("PATCH", "T", b"{}")
+    assert (space.disabled, space.quota_used) == (False, 4)
 
 
 async def test_disable_and_purge() -> None:

@@ -1,0 +1,97 @@
+"""Files: doubles that OCIS allows, what is foreign, and quotas."""
+
+from __future__ import annotations
+
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from domain.catalog import GIB
+from domain.ids import drive_alias, tenant_group, tenant_marker
+from domain.provisioning import SpaceResult
+from integrations.ocis import Space, SpaceSpec
+from runtime.wiring import Store, Vendors
+from tests.activities.conftest import House
+
+pytestmark = pytest.mark.asyncio
+
+
+async def make_space(house: House, vendors: Vendors, description: str) -> Space:
+    """Make a space under the tenant's alias, as a late attempt or a stranger would."""
+    spec = SpaceSpec(
+        name="Acme", drive_alias=drive_alias(house.job.slug), description=description, quota_bytes=3 * GIB
+    )
+    return await vendors.ocis.create_space(spec)
+
+
+async def test_foreign_space(house: House, vendors: Vendors) -> None:
+    """A space under the tenant's alias without our mark is not taken over."""
+    await make_space(house, vendors, "made by hand")
+    with pytest.raises(ApplicationError) as caught:
+        await house.run("ocis.space", "ensure_space")
+    assert (caught.value.type, caught.value.non_retryable) == ("foreign_object", True)
+    assert (await house.job.tenant()).resources == {}
+
+
+async def test_group_by_name(house: House, vendors: Vendors) -> None:
+    """A group of the tenant's name is the tenant's, whoever made it: logins make groups by name."""
+    group = await vendors.ocis.create_group(tenant_group(house.job.slug))
+    assert (await house.run("ocis.group", "ensure_files_group")).resource_id == group.id
+
+
+async def test_double_of_a_late_attempt(house: House, vendors: Vendors) -> None:
+    """The space we know stays, a double that came later goes, and a stranger's is left alone."""
+    kept = await house.run("ocis.space", "ensure_space")
+    await make_space(house, vendors, tenant_marker(house.job.slug))
+    stranger = await make_space(house, vendors, "made by hand")
+    for _ in range(2):
+        await house.run("ocis.space_doubles", "delete_space_doubles")
+    left = {space.id for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))}
+    assert left == {kept.resource_id, stranger.id}
+
+
+async def test_double_with_files(house: House, vendors: Vendors) -> None:
+    """A double in which somebody has stored a file is left."""
+    kept = await house.run("ocis.space", "ensure_space")
+    double = await make_space(house, vendors, tenant_marker(house.job.slug))
+    await house.control("ocis", f"spaces/{double.id}/files", {"path": "a.txt", "size": 10})
+    await house.run("ocis.space_doubles", "delete_space_doubles")
+    left = {space.id for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))}
+    assert left == {kept.resource_id, double.id}
+
+
+async def test_space_in_use_is_chosen(house: House, vendors: Vendors) -> None:
+    """Of several spaces that nobody recorded, the one with files in it becomes the tenant's."""
+    spaces = [await make_space(house, vendors, tenant_marker(house.job.slug)) for _ in range(3)]
+    used = max(spaces, key=lambda space: space.id)
+    await house.control("ocis", f"spaces/{used.id}/files", {"path": "a.txt", "size": 10})
+    assert (await house.run("ocis.space", "ensure_space")).resource_id == used.id
+
+
+async def test_doubles_half_removed(house: House, vendors: Vendors) -> None:
+    """A double that was disabled when its remover died is purged by the next attempt."""
+    kept = await house.run("ocis.space", "ensure_space")
+    double = await make_space(house, vendors, tenant_marker(house.job.slug))
+    await house.fault("ocis", action="refuse", method="DELETE", times=2)
+    with pytest.raises(ApplicationError):
+        await house.run("ocis.space_doubles", "delete_space_doubles")
+    await house.control("ocis", "faults", {"action": "delay"})
+    await vendors.ocis.disable_space(double.id)
+    await house.run("ocis.space_doubles", "delete_space_doubles")
+    assert [space.id for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))] == [kept.resource_id]
+
+
+async def test_nothing_kept(house: House, vendors: Vendors) -> None:
+    """While no space is known as the tenant's, none is removed: the next run may take it over."""
+    space = await make_space(house, vendors, tenant_marker(house.job.slug))
+    assert (await house.run("ocis.space_doubles", "delete_space_doubles")).resource_id is None
+    assert [each.id for each in await vendors.ocis.find_spaces(drive_alias(house.job.slug))] == [space.id]
+
+
+async def test_quota(house: House, store: Store) -> None:
+    """The space step tells whether the quota fits seats and plan, and the quota step makes it fit."""
+    first = await house.run("ocis.space", "ensure_space")
+    assert first == SpaceResult(resource_id=first.resource_id, quota_matches=True)
+    await store.database.collection("tenants").update_one({"slug": house.job.slug}, {"$set": {"seats": 5}})
+    assert not (await house.run("ocis.space", "ensure_space")).quota_matches
+    await house.run("ocis.quota", "ensure_space_quota")
+    assert (await house.run("ocis.space", "ensure_space")).quota_matches

@@ -1,0 +1,146 @@
+"""Planning a run, recording its outcome, releasing its lock."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from domain.errors import OperationClosed
+from domain.operations import Failure, Fence, OperationState, StepState
+from domain.provisioning import CloseRequest, OutcomeRequest, ProvisionPlan
+from domain.tenants import SystemStatus, TenantStatus
+from runtime.clock import utcnow
+from runtime.wiring import Store
+from tests.activities.conftest import House
+
+pytestmark = pytest.mark.asyncio
+
+REFUSED = Failure(code="foreign_object", message="It is another's.", step="ocis.space")
+
+
+def outcome(house: House, failure: Failure | None = None) -> OutcomeRequest:
+    """The outcome of a run."""
+    return OutcomeRequest(operation_id=house.job.operation_id, tenant_slug=house.job.slug, failure=failure)
+
+
+def closing(house: House, failure: Failure | None = None) -> CloseRequest:
+    """The end of a run."""
+    state = OperationState.COMPLETED if failure is None else OperationState.FAILED
+    return CloseRequest(operation_id=house.job.operation_id, state=state, failure=failure)
+
+
+async def set_flag(store: Store, *, on: bool) -> None:
+    """Switch billing for every tenant."""
+    changes = {"state": "on" if on else "off"}
+    await store.database.collection("flags").update_one({"_id": "new_billing_engine"}, {"$set": changes})
+
+
+@pytest.mark.parametrize("billing", [True, False], ids=["billing", "billing dark"])
+async def test_plan(house: House, store: Store, billing: bool) -> None:
+    """The plan names proved domains, the admin's mailbox there, and billing only if its flag is on; ids, no addresses."""
+    await set_flag(store, on=billing)
+    plan = await house.call("plan_provision", house.job.request)
+    assert plan == ProvisionPlan(
+        domains=[house.job.domain], mailbox_domain=house.job.domain, billing_enabled=billing
+    )
+    assert "@" not in plan.model_dump_json()
+    operation = await house.job.operation()
+    assert [step.name for step in operation.steps.values()] == plan.steps
+    status = (await house.job.tenant()).provisioning_status["stripe"]
+    assert status is (SystemStatus.PENDING if billing else SystemStatus.DISABLED)
+
+
+async def test_plan_without_proof(house: House, store: Store) -> None:
+    """A domain that is only claimed is left out, and with it a mailbox there."""
+    await store.database.collection("tenants").update_one(
+        {"slug": house.job.slug}, {"$set": {"domains.0.state": "unverified"}}
+    )
+    plan = await house.call("plan_provision", house.job.request)
+    assert (plan.domains, plan.mailbox_domain) == ([], None)
+
+
+async def test_plan_again(house: House) -> None:
+    """Planning again keeps what steps have done."""
+    await house.call("plan_provision", house.job.request)
+    await house.run("ocis.group", "ensure_files_group")
+    await house.call("plan_provision", house.job.request)
+    assert (await house.job.step("ocis.group")).state is StepState.DONE
+
+
+async def test_plan_after_the_end(house: House) -> None:
+    """A run of an operation that has ended plans nothing."""
+    await house.job.close()
+    with pytest.raises(OperationClosed):
+        await house.call("plan_provision", house.job.request)
+
+
+async def test_activated(house: House) -> None:
+    """A run without failure activates the tenant, with one event, however often it is recorded."""
+    for _ in range(2):
+        settlement = await house.call("record_tenant_outcome", outcome(house))
+    assert (settlement.unsettled_until, settlement.recheck) == (None, [])
+    tenant = await house.job.tenant()
+    assert (tenant.status, tenant.version) == (TenantStatus.ACTIVE, 2)
+    assert await house.job.events() == [("tenant.activated", "success")]
+
+
+async def test_failed(house: House) -> None:
+    """A run with a failure leaves the tenant pending, with an event that says why."""
+    await house.call("record_tenant_outcome", outcome(house, REFUSED))
+    assert (await house.job.tenant()).status is TenantStatus.PENDING
+    assert await house.job.events() == [("tenant.provision_failed", "failure")]
+
+
+async def test_outcome_after_the_end(house: House) -> None:
+    """A run of an operation that has ended activates nothing: it has no lock, and there would be no event."""
+    await house.job.close()
+    await house.call("record_tenant_outcome", outcome(house))
+    assert (await house.job.tenant()).status is TenantStatus.PENDING
+    assert await house.job.events() == []
+
+
+async def test_recheck(house: House) -> None:
+    """What was created more than once at a vendor that allows it is to be looked at again, after it has settled."""
+    await house.fault("ocis", action="lose_answer", method="POST")
+    with pytest.raises(ApplicationError):
+        await house.run("ocis.space", "ensure_space")
+    lost = (await house.job.step("ocis.space")).attempt
+    await house.run("ocis.space", "ensure_space")
+    settlement = await house.call("record_tenant_outcome", outcome(house))
+    assert lost is not None
+    assert settlement.unsettled_until == lost.deadline
+    assert settlement.recheck == ["ocis.space_doubles"]
+
+
+async def test_close(house: House) -> None:
+    """Closing releases the lock and keeps how it ended; closing again changes nothing."""
+    assert await house.call("close_operation", closing(house, REFUSED)) is None
+    assert await house.call("close_operation", closing(house)) is None
+    operation = await house.job.operation()
+    assert (operation.open, operation.state, operation.error) == (False, OperationState.FAILED, REFUSED)
+
+
+async def test_close_keeps_the_lock(house: House, store: Store) -> None:
+    """The lock is kept while an attempt without a recorded end may still write, and released after its deadline."""
+    now = utcnow()
+
+    async def begin(number: int, deadline: datetime) -> None:
+        fence = Fence(scheduled_at=now, number=number)
+        await store.operations.begin_attempt(house.job.operation_id, "ocis.space", fence, now, deadline)
+
+    await begin(1, now - timedelta(seconds=1))
+    deadline = now + timedelta(seconds=30)
+    await begin(2, deadline)
+    assert await house.call("close_operation", closing(house)) == deadline
+    assert (await house.job.operation()).open
+
+
+async def test_close_after_the_deadline(house: House, store: Store) -> None:
+    """An attempt whose end was never recorded holds the lock only until its deadline."""
+    now = utcnow()
+    fence = Fence(scheduled_at=now, number=1)
+    await store.operations.begin_attempt(house.job.operation_id, "ocis.space", fence, now, now)
+    assert await house.call("close_operation", closing(house)) is None
+    assert not (await house.job.operation()).open
