@@ -90,9 +90,7 @@ class OcisActivities:
         restored first: also one that an earlier attempt disabled.
         """
         tenant = await load_tenant(self._tenants, request)
-        kept = tenant.resources.get(SPACE)
-        if kept is None:  # its create never succeeded: what it left is taken over by the next run
-            return StepResult()
+        kept = tenant.resources[SPACE]
         marker = tenant_marker(tenant.slug)
         for found in await self._ocis.find_spaces(drive_alias(tenant.slug)):
             if found.id == kept or marker not in (found.description or ""):

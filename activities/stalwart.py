@@ -84,9 +84,7 @@ class StalwartActivities:
         Idempotency: what is gone is not found again.
         """
         tenant = await load_tenant(self._tenants, request)
-        kept = tenant.resources.get(ROLE)
-        if kept is None:  # its create never succeeded: what it left is taken over by the next run
-            return StepResult()
+        kept = tenant.resources[ROLE]
         for role in await self._stalwart.find_roles(tenant_marker(tenant.slug)):
             if role.id != kept:
                 await current_step().acting(_acting("stalwart.role_double_removed", "role", role.id))

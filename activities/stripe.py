@@ -82,9 +82,7 @@ class StripeActivities:
         Idempotency: what is gone is not found again.
         """
         tenant = await load_tenant(self._tenants, request)
-        kept = tenant.resources.get(CUSTOMER)
-        if kept is None:  # its create never succeeded: what it left is taken over by the next run
-            return StepResult()
+        kept = tenant.resources[CUSTOMER]
         for customer_id in await self._customer_ids(tenant):
             if customer_id == kept or await self._billing.find_subscriptions(customer_id):
                 continue

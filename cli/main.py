@@ -36,7 +36,7 @@ def up(
     from cli.up import run_up
     from runtime.process import run_and_exit
 
-    run_and_exit(run_up(port_base or DEFAULT_PORT_BASE, data_dir, without or []))
+    run_and_exit(run_up(DEFAULT_PORT_BASE if port_base is None else port_base, data_dir, without or []))
 
 
 @app.command()

@@ -173,9 +173,9 @@ class _StepActivity(ActivityInboundInterceptor):
         }
         with structlog.contextvars.bound_contextvars(**context):
             try:
-                if step is None:
-                    return await super().execute_activity(input)
                 async with _heartbeats():
+                    if step is None:
+                        return await super().execute_activity(input)
                     return await self._execute_step(input, info, workflow_id, step)
             except (ControlPlaneError, PyMongoError) as error:
                 raise to_application_error(error) from error

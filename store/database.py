@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from bson.codec_options import CodecOptions
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession
 from pymongo import IndexModel, WriteConcern
-from pymongo.errors import CollectionInvalid, ConnectionFailure, PyMongoError
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from domain.errors import Unavailable
@@ -26,6 +26,7 @@ SERVER_SELECTION_SECONDS = 3.0
 TRANSACTION_SECONDS = 20.0
 FIRST_PAUSE_SECONDS = 0.005
 LONGEST_PAUSE_SECONDS = 0.25
+NAMESPACE_EXISTS = 48
 
 
 class RaceLost(Exception):
@@ -73,9 +74,11 @@ class Database:
         """
         for name, models in indexes.items():
             try:
-                await self._database.create_collection(name)
-            except CollectionInvalid:
-                pass
+                # The server is the one to say that it exists: a look before it would race with other processes.
+                await self._database.create_collection(name, check_exists=False)
+            except OperationFailure as error:
+                if error.code != NAMESPACE_EXISTS:
+                    raise
             if models:
                 await self.collection(name).create_indexes(models)
 

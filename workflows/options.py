@@ -42,6 +42,7 @@ def _profile(
         record=ActivityConfig(
             task_queue=PLATFORM_QUEUE,
             start_to_close_timeout=timedelta(seconds=30),
+            heartbeat_timeout=heartbeat,
             retry_policy=RetryPolicy(
                 initial_interval=timedelta(milliseconds=200),
                 backoff_coefficient=2.0,

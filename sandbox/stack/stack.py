@@ -78,6 +78,7 @@ class Stack:
             LayoutError: a port is taken, a binary is missing, or something did not become ready in 90 s.
         """
         self._files.prepare()
+        self._files.stack.unlink(missing_ok=True)
         end_leftovers(self._files.children, self._say)
         self._refuse_taken_ports()
         specs = self._server_specs()

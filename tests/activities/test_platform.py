@@ -42,9 +42,7 @@ async def test_plan(house: House, store: Store, billing: bool) -> None:
     """The plan names proved domains, the admin's mailbox there, and billing only if its flag is on; ids, no addresses."""
     await set_flag(store, on=billing)
     plan = await house.call("plan_provision", house.job.request)
-    assert plan == ProvisionPlan(
-        domains=[house.job.domain], mailbox_domain=house.job.domain, billing_enabled=billing
-    )
+    assert plan == ProvisionPlan(domains=[house.job.domain], mailbox_domain=house.job.domain, billing_enabled=billing)
     assert "@" not in plan.model_dump_json()
     operation = await house.job.operation()
     assert [step.name for step in operation.steps.values()] == plan.steps
@@ -80,7 +78,7 @@ async def test_activated(house: House) -> None:
     """A run without failure activates the tenant, with one event, however often it is recorded."""
     for _ in range(2):
         settlement = await house.call("record_tenant_outcome", outcome(house))
-    assert (settlement.unsettled_until, settlement.recheck) == (None, [])
+    assert (settlement.unsettled_until, settlement.repeated) == (None, [])
     tenant = await house.job.tenant()
     assert (tenant.status, tenant.version) == (TenantStatus.ACTIVE, 2)
     assert await house.job.events() == [("tenant.activated", "success")]
@@ -101,8 +99,8 @@ async def test_outcome_after_the_end(house: House) -> None:
     assert await house.job.events() == []
 
 
-async def test_recheck(house: House) -> None:
-    """What was created more than once at a vendor that allows it is to be looked at again, after it has settled."""
+async def test_repeated(house: House) -> None:
+    """What was tried more than once is named, with the time until which its lost attempt may still write."""
     await house.fault("ocis", action="lose_answer", method="POST")
     with pytest.raises(ApplicationError):
         await house.run("ocis.space", "ensure_space")
@@ -111,7 +109,7 @@ async def test_recheck(house: House) -> None:
     settlement = await house.call("record_tenant_outcome", outcome(house))
     assert lost is not None
     assert settlement.unsettled_until == lost.deadline
-    assert settlement.recheck == ["ocis.space_doubles"]
+    assert settlement.repeated == ["ocis.space"]
 
 
 async def test_close(house: House) -> None:

@@ -61,13 +61,6 @@ async def test_double_in_use(house: House, vendors: Vendors) -> None:
     assert double in [row["id"] for row in await house.objects("stalwart", "roles")]
 
 
-async def test_nothing_kept(house: House, vendors: Vendors) -> None:
-    """While no role is known as the tenant's, none is removed: the next run may take it over."""
-    role = await make_role(house, vendors)
-    assert (await house.run("stalwart.role_doubles", "delete_mail_role_doubles")).resource_id is None
-    assert [row["id"] for row in await house.objects("stalwart", "roles")] == [role]
-
-
 async def test_foreign_domain(house: House, vendors: Vendors) -> None:
     """A domain that exists without this tenant's mark is not taken over."""
     await vendors.stalwart.create_domain(house.job.domain, "dezky-tenant=another;")

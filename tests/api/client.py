@@ -127,5 +127,14 @@ async def nothing_changes(store: Store) -> AsyncIterator[None]:
 
 
 async def _everything(store: Store) -> dict[str, list[Document]]:
-    names = ("tenants", "partners", "users", "subscriptions", "operations", "idempotency_keys", "audit_events", "subject_keys")
+    names = (
+        "tenants",
+        "partners",
+        "users",
+        "subscriptions",
+        "operations",
+        "idempotency_keys",
+        "audit_events",
+        "subject_keys",
+    )
     return {name: await store.database.collection(name).find().sort("_id", 1).to_list(None) for name in names}

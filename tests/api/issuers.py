@@ -23,7 +23,9 @@ class Issuers:
         self.url = ""
         self.fetched = 0
         self.away = False
-        self.keys = {name: rsa.generate_private_key(public_exponent=65537, key_size=2048) for name in (PORTAL, OPERATOR)}
+        self.keys = {
+            name: rsa.generate_private_key(public_exponent=65537, key_size=2048) for name in (PORTAL, OPERATOR)
+        }
         self.app = Starlette(
             routes=[
                 Route("/application/o/{name}/.well-known/openid-configuration", self._discovery),

@@ -82,7 +82,7 @@ CODES = {
     "unknown_parameter": Words("Malformed", "A query parameter is not one of the route's.", _FIX),
     "cursor_malformed": Words("Malformed", "The cursor is not of this list or order.", "Start again without a cursor."),
     "idempotency_key_malformed": Words("Malformed", "The key is not 1 to 255 printable ASCII characters.", _FIX),
-    "not_supported": Words("Malformed", "`If-Plan-Match` on a job that has no plan.", "Leave the header out."),
+    "not_supported": Words("Malformed", "`dryRun` or `If-Plan-Match` on a job that has no plan yet.", "Leave it out."),
     "unauthenticated": Words("Unauthenticated", "There is no bearer token.", "Send one."),
     "token_invalid": Words(
         "Unauthenticated",
@@ -150,7 +150,7 @@ CODES = {
         "IdentityExists", "The login name belongs to an identity not linked to the person.", _LOOK
     ),
     "domain_gone": Words("VendorRejected", "The domain of a step is not on the tenant any more.", _LOOK),
-    "user_gone": Words("VendorRejected", "The user made by an earlier step is gone from Authentik.", _LOOK),
+    "user_gone": Words("VendorRejected", "The identity linked to the person is gone from Authentik.", _LOOK),
     "user_role_missing": Words("VendorRejected", "Stalwart's built-in role `User` is gone.", "Operator: restore it."),
     "budget_spent": Words(
         "Failure",

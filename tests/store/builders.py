@@ -36,7 +36,9 @@ def build_tenant(slug: str = "acme", **changes: Any) -> Tenant:
     return Tenant(**{**fields, **changes})
 
 
-def build_domain(name: str, state: DomainState = DomainState.UNVERIFIED, claimed_at: datetime | None = None) -> TenantDomain:
+def build_domain(
+    name: str, state: DomainState = DomainState.UNVERIFIED, claimed_at: datetime | None = None
+) -> TenantDomain:
     """Return a domain, claimed now if no time is given."""
     return TenantDomain(name=name, state=state, claimed_at=claimed_at or utcnow())
 

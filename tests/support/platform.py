@@ -64,7 +64,7 @@ class Platform:
         """Start the stack and return when it is ready."""
         extra = [word for name in self._without for word in ("--without", name)]
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        with (self.data_dir / "up.log").open("ab") as log:
+        with (self.data_dir / "up.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [*self.command("up"), *extra],
                 env=self._environment,
@@ -85,6 +85,12 @@ class Platform:
                 self._process.kill()
                 self._process.wait()
                 raise
+
+    def crash(self) -> None:
+        """Kill `dezky up` without a goodbye."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
     @property
     def exit_code(self) -> int | None:
@@ -171,7 +177,7 @@ class Platform:
             self.facts = json.loads((self.data_dir / "stack.json").read_text())
         except (FileNotFoundError, ValueError):
             return False
-        return "Ready." in self.log().rpartition("Starting the platform")[2]
+        return "Ready." in self.log()
 
 
 def order(slug: str, **changes: Any) -> dict[str, Any]:

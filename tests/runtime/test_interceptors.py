@@ -1,0 +1,343 @@
+"""What is recorded around an attempt: before the vendor is called, and when and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from domain.errors import ForeignObject, NotReadyYet, OperationClosed, OutcomeUnknown, VendorUnavailable
+from domain.operations import Acting, StepState
+from domain.provisioning import StepResult
+from domain.tenants import SystemStatus
+from integrations import call_context
+from runtime.clock import utcnow
+from runtime.interceptors import MARGIN
+from runtime.steps import current_step
+from runtime.wiring import Store, Vendors
+from tests.runtime.attempts import START_TO_CLOSE, Job, open_job
+
+pytestmark = pytest.mark.asyncio
+
+STEP = "ocis.space"
+ACTING = Acting(action="ocis.space_created", resource_type="ocis_space", resource_id="alias")
+DONE = StepResult(resource_id="1")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def job(store: Store) -> Job:
+    """A new tenant's job."""
+    return await open_job(store)
+
+
+async def succeed() -> StepResult:
+    """Change something outside, and succeed."""
+    await current_step().acting(ACTING)
+    return DONE
+
+
+def fail(error: Exception, *, acting: bool = True) -> Callable[[], Awaitable[Any]]:
+    """Return a body that fails, after it said what it is about to change."""
+
+    async def body() -> None:
+        if acting:
+            await current_step().acting(ACTING)
+        raise error
+
+    return body
+
+
+async def refusal(attempt: Awaitable[Any]) -> ApplicationError:
+    """Return what an attempt fails with."""
+    with pytest.raises(ApplicationError) as caught:
+        await attempt
+    return caught.value
+
+
+async def test_recorded_before_the_vendor_is_called(job: Job) -> None:
+    """While the vendor is called, the attempt stands on the operation with the time by which it must end."""
+    seen = []
+
+    async def look() -> StepResult:
+        seen.append(await job.step(STEP))
+        return DONE
+
+    before = utcnow()
+    assert await job.attempt(STEP, look) == DONE
+    (step,) = seen
+    assert (step.state, step.attempts) == (StepState.RUNNING, 1)
+    assert step.attempt is not None
+    assert before <= step.attempt.started_at <= utcnow()
+    assert step.attempt.deadline == step.attempt.started_at + START_TO_CLOSE
+    assert step.may_write_until == step.attempt.deadline
+
+
+async def test_not_recorded_not_called(job: Job, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the attempt cannot be recorded, the vendor is not called and the attempt fails for a while."""
+    called = []
+
+    async def body() -> None:
+        called.append(True)
+
+    async def away(*_args: object) -> None:
+        raise VendorUnavailable("mongodb", "away", code="database_unavailable")
+
+    monkeypatch.setattr(store.operations, "begin_attempt", away)
+    error = await refusal(job.attempt(STEP, body))
+    assert (error.type, error.non_retryable, called) == ("database_unavailable", False, [])
+
+
+async def test_done(job: Job) -> None:
+    """A step that is done shows no error and nothing that may still write, and its event says so."""
+    await job.attempt(STEP, succeed)
+    operation = await job.operation()
+    step = operation.step(STEP)
+    assert (step.state, step.last_error, step.next_retry_at, step.may_write_until) == (StepState.DONE, None, None, None)
+    assert (operation.progress.done, operation.progress.total) == (1, 1)
+    assert await job.events() == [("ocis.space_created", "success")]
+
+
+async def test_failed_for_a_while(job: Job) -> None:
+    """A failed attempt shows its code, the attempts so far and the next one, on the operation and for the tenant."""
+    for attempts, pause in ((1, 1), (2, 2)):
+        await refusal(job.attempt(STEP, fail(VendorUnavailable("ocis", "502 from proxy7"))))
+        step = await job.step(STEP)
+        assert (step.state, step.attempts) == (StepState.RETRYING, attempts)
+        assert step.last_error is not None
+        assert (step.last_error.code, step.last_error.message) == ("vendor_unavailable", "502 from proxy7")
+        assert step.attempt is not None
+        assert step.attempt.ended_at is not None
+        assert step.next_retry_at is not None
+        assert timedelta() <= step.next_retry_at - step.attempt.ended_at - timedelta(seconds=pause) < timedelta(seconds=1)
+    tenant = await job.tenant()
+    assert tenant.provisioning_status["ocis"] is SystemStatus.ERROR
+    shown = tenant.provisioning_errors["ocis"]
+    assert (shown.code, shown.attempts, shown.next_retry_at) == ("vendor_unavailable", 2, step.next_retry_at)
+    assert "proxy7" not in shown.message
+    assert tenant.version == 1
+    assert await job.events() == []
+
+
+async def test_healed(job: Job) -> None:
+    """Once the step is done, the tenant's system is ok and its error gone; the version of the tenant stays."""
+    await refusal(job.attempt(STEP, fail(VendorUnavailable("ocis", "away"))))
+    await job.attempt(STEP, succeed)
+    tenant = await job.tenant()
+    assert (tenant.provisioning_status["ocis"], tenant.provisioning_errors, tenant.version) == (SystemStatus.OK, {}, 1)
+    assert await job.events() == [("ocis.space_created", "success")]
+
+
+@pytest.mark.parametrize("info", [{}, {"schedule_to_close_timeout": timedelta(seconds=1)}], ids=["refused", "spent"])
+async def test_failed_for_good(job: Job, info: dict[str, Any]) -> None:
+    """A step that is refused for good, or has no time left, is failed, and its event says that it failed."""
+    error = VendorUnavailable("ocis", "away") if info else ForeignObject("ocis", "not ours")
+    await refusal(job.attempt(STEP, fail(error), **info))
+    step = await job.step(STEP)
+    assert (step.state, step.next_retry_at) == (StepState.FAILED, None)
+    assert (await job.tenant()).provisioning_status["ocis"] is SystemStatus.ERROR
+    assert await job.events() == [("ocis.space_created", "failure")]
+
+
+async def test_refused_before_acting(job: Job) -> None:
+    """A step that was refused before it changed anything leaves no event: nothing was done."""
+    await refusal(job.attempt(STEP, fail(ForeignObject("ocis", "not ours"), acting=False)))
+    assert await job.events() == []
+
+
+async def test_died_between_write_and_end(job: Job) -> None:
+    """An attempt that died after its write is told of by the next one, which finds the object and writes nothing."""
+    environment = ActivityEnvironment()
+
+    async def die() -> None:
+        await current_step().acting(ACTING)
+        environment.cancel()
+        await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        await job.attempt(STEP, die, environment=environment)
+    lost = await job.step(STEP)
+    assert lost.state is StepState.RUNNING
+    assert lost.attempt is not None
+    assert await job.events() == []
+
+    async def find() -> StepResult:
+        return DONE
+
+    await job.attempt(STEP, find)
+    step = await job.step(STEP)
+    assert (step.state, step.attempts, step.unsettled_until) == (StepState.DONE, 2, lost.attempt.deadline)
+    assert await job.events() == [("ocis.space_created", "success")]
+
+
+async def test_repeated_end_is_one_event(job: Job) -> None:
+    """A step whose success did not reach Temporal runs again, and its event stands once."""
+    await job.attempt(STEP, succeed)
+    await job.attempt(STEP, succeed)
+    assert await job.events() == [("ocis.space_created", "success")]
+
+
+async def test_closed_operation(job: Job) -> None:
+    """An attempt of an operation that has ended fails for good, before its body, and records nothing."""
+    await job.close()
+    before = await job.operation()
+    called = []
+
+    async def body() -> None:
+        called.append(True)
+
+    error = await refusal(job.attempt(STEP, body))
+    assert (error.type, error.non_retryable, called) == ("operation_closed", True, [])
+    assert await job.operation() == before
+
+
+async def test_closed_meanwhile(job: Job) -> None:
+    """An attempt whose operation ends under it may not act any more, and its end changes nothing."""
+    closed = []
+
+    async def body() -> None:
+        await job.close()
+        closed.append(await job.operation())
+        await current_step().acting(ACTING)
+
+    error = await refusal(job.attempt(STEP, body))
+    assert (error.type, error.non_retryable) == ("operation_closed", True)
+    assert [await job.operation()] == closed
+    assert await job.events() == []
+
+
+@pytest.mark.parametrize("late_ends_well", [True, False], ids=["done", "failed"])
+async def test_late_attempt(job: Job, late_ends_well: bool) -> None:
+    """An attempt that was given up may neither act nor overwrite what a newer one has recorded."""
+    begun, newer_done = asyncio.Event(), asyncio.Event()
+    refused = []
+
+    async def late() -> StepResult:
+        begun.set()
+        await newer_done.wait()
+        try:
+            await current_step().acting(ACTING)
+        except OperationClosed as error:
+            refused.append(error.code)
+        if not late_ends_well:
+            raise VendorUnavailable("ocis", "late")
+        return DONE
+
+    running = asyncio.create_task(job.attempt(STEP, late, number=1))
+    await begun.wait()
+    await job.attempt(STEP, succeed, number=2)
+    recorded = await job.step(STEP)
+    newer_done.set()
+    await asyncio.gather(running, return_exceptions=True)
+    assert refused == ["operation_closed"]
+    assert await job.step(STEP) == recorded
+    assert (recorded.state, recorded.attempts) == (StepState.DONE, 2)
+
+
+async def test_attempt_overtaken_before_it_began(job: Job) -> None:
+    """An attempt that reaches the database after a newer one does not begin."""
+    await job.attempt(STEP, succeed, number=2)
+    assert (await refusal(job.attempt(STEP, succeed, number=1))).type == "operation_closed"
+
+
+async def test_outcome_unknown_keeps_the_lock(job: Job) -> None:
+    """A write whose answer was lost may be carried out until the deadline, also after the step is done."""
+    await refusal(job.attempt(STEP, fail(OutcomeUnknown("ocis", "lost"))))
+    step = await job.step(STEP)
+    assert step.attempt is not None
+    assert step.unsettled_until == step.attempt.deadline
+    await job.attempt(STEP, succeed)
+    assert (await job.operation()).unsettled_until == step.unsettled_until
+
+
+async def test_still_working(job: Job) -> None:
+    """A poll that has not seen the end is pending for people, and asks again after its own time."""
+    error = NotReadyYet("ocis", "soon", retry_after=timedelta(seconds=1))
+    refused = await refusal(job.attempt(STEP, fail(error, acting=False)))
+    assert refused.next_retry_delay == timedelta(seconds=1)
+    tenant = await job.tenant()
+    assert (tenant.provisioning_status["ocis"], tenant.provisioning_errors) == (SystemStatus.PENDING, {})
+
+
+async def test_branches_at_once(job: Job) -> None:
+    """Steps of several systems that begin and end at once lose nothing of each other's record."""
+    names = [f"{system}.step{number}" for system in ("authentik", "stalwart", "ocis", "stripe") for number in range(2)]
+    await asyncio.gather(*(job.attempt(name, succeed) for name in names))
+    operation = await job.operation()
+    assert {name: operation.step(name).state for name in names} == dict.fromkeys(names, StepState.DONE)
+    assert operation.progress.done == len(names)
+    assert set((await job.tenant()).provisioning_status.values()) == {SystemStatus.OK}
+    assert len(await job.events()) == len(names)
+
+
+async def test_heartbeats(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step heartbeats for as long as its body runs."""
+    monkeypatch.setattr("runtime.interceptors.HEARTBEAT_EVERY_SECONDS", 0.001)
+    environment = ActivityEnvironment()
+    beaten = asyncio.Event()
+    beats = []
+
+    def beat(*details: object) -> None:
+        beats.append(details)
+        if len(beats) == 3:
+            beaten.set()
+
+    environment.on_heartbeat = beat
+    await job.attempt(STEP, beaten.wait, environment=environment)
+    ended = len(beats)
+    await asyncio.sleep(0.01)
+    assert len(beats) == ended
+
+
+async def test_deadline_reaches_the_clients(job: Job, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client must end before the recorded deadline, however long recording the attempt took."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    begin = store.operations.begin_attempt
+    slow = 0.2
+
+    async def begin_slowly(*args: Any) -> Any:
+        step = await begin(*args)
+        await asyncio.sleep(slow)
+        return step
+
+    async def left() -> float:
+        deadline = call_context.deadline.get()
+        assert deadline is not None
+        return deadline - began
+
+    monkeypatch.setattr(store.operations, "begin_attempt", begin_slowly)
+    assert await job.attempt(STEP, left) < (START_TO_CLOSE - MARGIN).total_seconds() + slow
+
+
+async def test_correlation_id_reaches_the_vendor(job: Job, vendors: Vendors, standins: dict[str, str]) -> None:
+    """The vendor sees which attempt of which operation calls."""
+    await job.attempt(STEP, lambda: vendors.ocis.find_spaces("nothing"))
+    async with httpx.AsyncClient(trust_env=False) as http:
+        seen = (await http.get(f"{standins['ocis']}/_sandbox/requests")).json()["items"]
+    assert seen[-1]["requestId"] == f"{job.workflow_id}/{STEP}.1/1"
+
+
+async def test_activity_that_is_no_step(job: Job) -> None:
+    """An activity that writes only our own database is not recorded, and its errors are translated all the same."""
+    before = await job.operation()
+
+    async def fails() -> None:
+        with pytest.raises(LookupError):
+            current_step()
+        raise OperationClosed("ended")
+
+    assert (await refusal(job.attempt(STEP, fails, activity_id="7"))).type == "operation_closed"
+    assert await job.operation() == before
+
+
+async def test_step_without_deadline(job: Job) -> None:
+    """A step without a start-to-close timeout is refused: nothing would say when its lock may go."""
+    with pytest.raises(ValueError, match="start-to-close"):
+        await job.attempt(STEP, succeed, start_to_close_timeout=None)
