@@ -48,13 +48,9 @@ def problem(
 
 def field_errors(errors: list[ErrorDetails] | list[Any]) -> list[dict[str, Any]]:
     """Return where a payload is wrong and why, without repeating what was sent."""
+    # The name of an unknown field is the caller's, and there may be many: the answer stays small.
     shown = errors[:MAX_FIELD_ERRORS]
-    return [{"loc": [_printable(str(part)) for part in error["loc"]], "msg": error["msg"]} for error in shown]
-
-
-def _printable(name: str) -> str:
-    """Return a field's name, which for an unknown field is the caller's: cut, and without what UTF-8 cannot hold."""
-    return name[:MAX_NAME_SHOWN].encode(errors="replace").decode()
+    return [{"loc": [str(part)[:MAX_NAME_SHOWN] for part in each["loc"]], "msg": each["msg"]} for each in shown]
 
 
 async def _on_known(request: Request, error: Exception) -> JSONResponse:

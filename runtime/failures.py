@@ -65,8 +65,10 @@ def next_retry_at(info: activity.Info, error: BaseException, now: datetime) -> d
         return None
     delay = asked_delay(error)
     if delay is None:
-        delay = policy.initial_interval * policy.backoff_coefficient ** min(info.attempt - 1, 60)
-        delay = min(delay, policy.maximum_interval) if policy.maximum_interval else delay
+        # Bounded as a factor: a day of outage is thousands of attempts, and the product would soon be no timedelta.
+        longest = policy.maximum_interval or policy.initial_interval * 100
+        factor = policy.backoff_coefficient ** min(info.attempt - 1, 60)
+        delay = policy.initial_interval * min(factor, longest / policy.initial_interval)
     retry_at = now + delay
     if info.schedule_to_close_timeout and retry_at >= info.scheduled_time + info.schedule_to_close_timeout:
         return None

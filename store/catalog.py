@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from domain.catalog import Currency, Cycle, Plan, Price, Subscription
 from domain.flags import Flag
-from store.database import Database, Session
+from store.database import Database, Session, insert_missing
 from store.documents import from_document, to_document
 
 
@@ -41,11 +41,8 @@ class CatalogRepository:
 
     async def seed(self, plans: list[Plan], prices: list[Price]) -> None:
         """Insert the plans and prices that are missing; what people edited since stays."""
-        for plan in plans:
-            await self._plans.update_one({"_id": plan.key}, {"$setOnInsert": to_document(plan)}, upsert=True)
-        for price in prices:
-            key = {"plan": price.plan, "cycle": price.cycle.value}
-            await self._prices.update_one(key, {"$setOnInsert": to_document(price)}, upsert=True)
+        await insert_missing(self._plans, [to_document(plan) for plan in plans])
+        await insert_missing(self._prices, [to_document(price) for price in prices])
 
 
 class SubscriptionRepository:
@@ -89,5 +86,4 @@ class FlagRepository:
 
     async def seed(self, flags: list[Flag]) -> None:
         """Insert the flags that are missing; what people edited since stays."""
-        for flag in flags:
-            await self._flags.update_one({"_id": flag.key}, {"$setOnInsert": to_document(flag)}, upsert=True)
+        await insert_missing(self._flags, [to_document(flag) for flag in flags])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from bson.codec_options import CodecOptions
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession
 from pymongo import IndexModel, WriteConcern
-from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.errors import BulkWriteError, ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from domain.errors import Unavailable
@@ -27,6 +27,7 @@ TRANSACTION_SECONDS = 20.0
 FIRST_PAUSE_SECONDS = 0.005
 LONGEST_PAUSE_SECONDS = 0.25
 NAMESPACE_EXISTS = 48
+DUPLICATE_KEY = 11000
 
 
 class RaceLost(Exception):
@@ -136,6 +137,18 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self._client.close()
+
+
+async def insert_missing(collection: Collection, documents: list[Document]) -> None:
+    """Insert the documents whose unique values nobody holds; the others stay as they are.
+
+    Idempotency: repeating it changes nothing, also from several processes at once.
+    """
+    try:
+        await collection.insert_many(documents, ordered=False)
+    except BulkWriteError as error:
+        if any(each["code"] != DUPLICATE_KEY for each in error.details["writeErrors"]):
+            raise
 
 
 def is_connection_loss(error: BaseException) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 from domain.errors import OperationClosed
 from domain.operations import (
@@ -29,6 +31,9 @@ class OperationRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._operations = database.collection("operations")
+        # The steps of a run that go on at once write one document. MongoDB makes the losers start over after a pause;
+        # taking turns within the process costs a hundredth of that. It orders writes for speed, never for safety.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def insert(self, operation: Operation, session: Session) -> None:
         """Record an intent; it takes its lock by being inserted open.
@@ -136,7 +141,8 @@ class OperationRepository:
             # In a stage of its own: the first one still reads the attempt that this one replaces.
             {"$set": {f"{path}.attempt": {"$literal": attempt}}},
         ]
-        found = await self._operations.find_one_and_update(query, update, return_document=True)
+        async with self._turn(operation_id):
+            found = await self._operations.find_one_and_update(query, update, return_document=True)
         if found is None:
             raise OperationClosed("The operation has ended, or a newer attempt of this step has begun.")
         return Operation.model_validate(found).step(name)
@@ -186,7 +192,8 @@ class OperationRepository:
             saved = await self._save_steps(operation, steps, session)
             await also(saved, after, session)
 
-        await self._database.run_transaction(body)
+        async with self._turn(operation_id):
+            await self._database.run_transaction(body)
 
     async def close(
         self,
@@ -215,6 +222,9 @@ class OperationRepository:
         )
         return bool(answer.modified_count)
 
+    def _turn(self, operation_id: str) -> asyncio.Lock:
+        return self._turns.setdefault(operation_id, asyncio.Lock())
+
     async def _open(self, operation_id: str, session: Session) -> Operation:
         operation = await self.get(operation_id, session)
         if operation is None or not operation.open:
@@ -239,6 +249,7 @@ class OperationRepository:
             f"{path}.attempt.fence.number": fence.number,
         }
         update = {"$set": {f"{path}.{field}": value for field, value in changes.items()}, "$inc": {"revision": 1}}
-        answer = await self._operations.update_one(query, update)
+        async with self._turn(operation_id):
+            answer = await self._operations.update_one(query, update)
         if answer.matched_count == 0:
             raise OperationClosed("The operation has ended, or a newer attempt of this step has begun.")

@@ -20,7 +20,7 @@ from domain.catalog import Currency, Cycle, Price
 from domain.errors import Invalid, Malformed, NotAllowed, NotFound
 from domain.ids import SLUG_MAX, SLUG_MIN, is_slug, tenant_lock
 from domain.operations import Operation
-from domain.people import Partner, normalise_email
+from domain.people import normalise_email
 from domain.tenants import MAX_DOMAINS, MAX_SEATS, SYSTEMS, BillingInfo, SystemStatus, TenantStatus, normalise_domain
 from runtime.intents import Intents, NewTenant, require_active
 from runtime.wiring import Store
@@ -110,13 +110,13 @@ async def create_tenant(request: Request, caller: Annotated[Caller, Depends(tena
     repeat = idempotent_request(request, caller, key, body) if key is not None else None
     new = _new_tenant(body)
     price = await _price(store, new)
-    partner: Partner = caller.partner  # type: ignore[assignment]  # the guard has seen to it
+    assert caller.partner is not None, "the guard has seen to it"
 
     def encode(operation: Operation) -> dict[str, Any]:
         return show(request, caller, operation).model_dump(mode="json", by_alias=True)
 
     recorded = await intents.create_tenant(
-        new, partner_id=partner.id, price=price, requester=caller.requester, repeat=repeat, encode=encode
+        new, partner_id=caller.partner.id, price=price, requester=caller.requester, repeat=repeat, encode=encode
     )
     headers = {"Location": f"/operations/{recorded.answer['id']}"}
     if recorded.replayed:

@@ -12,7 +12,7 @@ from temporalio.testing import ActivityEnvironment
 from domain.provisioning import TenantRequest
 from runtime.settings import Settings
 from runtime.wiring import Store, Vendors, build_activities
-from tests.runtime.attempts import Job, open_job
+from tests.activities.jobs import Job, open_job
 
 Activity = Callable[[TenantRequest], Awaitable[Any]]
 

@@ -12,7 +12,7 @@ from temporalio.testing import ActivityEnvironment
 from domain.operations import StepState
 from tests.activities.conftest import House
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
 
 @dataclass(frozen=True)

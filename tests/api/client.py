@@ -49,7 +49,7 @@ class Api:
     """Calls the API as somebody: the operator with an operator's token, everybody else with the portal's."""
 
     def __init__(self, http: httpx.AsyncClient, issuers: Issuers) -> None:
-        self._http = http
+        self.http = http
         self.issuers = issuers
 
     def token(self, who: str) -> str:
@@ -68,7 +68,7 @@ class Api:
         """Send any request."""
         bearer = {"Authorization": f"Bearer {self.token(who)}"} if who is not None else {}
         headers = {**bearer, **options.pop("headers", {})}
-        return await self._http.request(method, path, headers=headers, **options)
+        return await self.http.request(method, path, headers=headers, **options)
 
 
 def new_tenant(slug: str = "acme", **changes: Any) -> dict[str, Any]:

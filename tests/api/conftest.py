@@ -9,6 +9,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
+from pydantic import SecretStr
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
@@ -56,7 +57,7 @@ def api_settings(standins: dict[str, str], mongod: Mongod, issuers: Issuers) -> 
         max_body_bytes=MAX_BODY_BYTES,
         authentik=AuthentikSettings(
             url=standins["authentik"],
-            token=TOKEN,
+            token=SecretStr(TOKEN),
             issuer=[issuers.issuer(PORTAL), issuers.issuer(OPERATOR)],
             audience=[PORTAL, OPERATOR],
         ),

@@ -229,8 +229,12 @@ async def test_an_issuer_that_is_away_is_asked_once_in_a_while(
 ) -> None:
     """Without keys nobody gets in, and those who wait for one attempt do not each make another."""
     asked: list[str] = []
-    transport = httpx.MockTransport(lambda request: asked.append(request.url.path) or httpx.Response(503))
-    async with httpx.AsyncClient(transport=transport) as http:
+
+    def away(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(503)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(away)) as http:
         verifier = TokenVerifier([(issuers.issuer(PORTAL), PORTAL)], http)
         for _ in range(5):
             with pytest.raises(Unavailable) as raised:

@@ -18,7 +18,7 @@ from runtime.clock import utcnow
 from runtime.wiring import Store
 from tests.api.client import MAX_BODY_BYTES, Api, assert_problem, create, new_tenant, nothing_changes, wrong_fields
 from tests.api.conftest import CallFrom
-from tests.store.builders import build_domain, build_operation, build_tenant, keep
+from tests.store.builders import build_domain, build_tenant, keep
 
 JSON = {"Content-Type": "application/json"}
 
@@ -112,14 +112,16 @@ async def test_the_invoice_goes_to_the_admin_unless_said_otherwise(api: Api, sto
         ({"billingInfo": {"companyName": "Acme", "country": "Denmark"}}, ["billingInfo", "country"]),
         ({"billingInfo": {"companyName": "Acme", "country": "DK", "email": "x"}}, ["billingInfo", "email"]),
         ({"partnerId": "partner-rival"}, ["partnerId"]),
-        ({"\ud800" * 200: 1}, ["?" * 100]),
+        ({"x" * 200: 1}, ["x" * 100]),
+        ({"name": "\ud800"}, ["name"]),
+        ({"\ud800": 1}, []),
     ],
     ids=lambda value: json.dumps(value)[:50],
 )
 async def test_bad_fields_are_named(api: Api, store: Store, changes: dict[str, Any], loc: list[str]) -> None:
     """A body that is understood and wrong is 422, says where, and changes nothing."""
     async with nothing_changes(store):
-        response = await api.post("/tenants", content=json.dumps(new_tenant(**changes)), headers=JSON)
+        response = await api.post("/tenants", content=json.dumps({**new_tenant(), **changes}), headers=JSON)
     assert wrong_fields(assert_problem(response, 422, "invalid")) == [loc]
 
 
@@ -231,7 +233,9 @@ async def test_taken_names_are_refused(api: Api, store: Store) -> None:
     await create(api, domains=["one.example.org", "two.example.org"])
     async with nothing_changes(store):
         assert_problem(await api.post("/tenants", "rival", json=new_tenant(domains=[])), 409, "slug_taken")
-        response = await api.post("/tenants", "rival", json=new_tenant("other", domains=["free.example.org", "TWO.example.org"]))
+        response = await api.post(
+            "/tenants", "rival", json=new_tenant("other", domains=["free.example.org", "TWO.example.org"])
+        )
         assert assert_problem(response, 409, "domain_taken")["domain"] == "two.example.org"
     await store.database.collection("tenants").update_one({"slug": "acme"}, {"$set": {"status": "purged"}})
     assert_problem(await api.post("/tenants", json=new_tenant(domains=[])), 409, "slug_taken")
@@ -241,7 +245,10 @@ async def test_taken_names_are_refused(api: Api, store: Store) -> None:
     ("bodies", "code"),
     [
         ([new_tenant(domains=["nordic.example.org"]), new_tenant(domains=["rival.example.org"])], "slug_taken"),
-        ([new_tenant("first", domains=["x.example.org"]), new_tenant("second", domains=["x.example.org"])], "domain_taken"),
+        (
+            [new_tenant("first", domains=["x.example.org"]), new_tenant("second", domains=["x.example.org"])],
+            "domain_taken",
+        ),
     ],
     ids=["one slug", "one domain"],
 )
@@ -325,7 +332,9 @@ class TestIdempotencyKey:
         first = await api.post("/tenants", json=new_tenant(), headers=self.KEY)
         async with nothing_changes(store):
             again = await api.post("/tenants", json=new_tenant(), headers=self.KEY)
-            assert_problem(await api.post("/tenants", json=new_tenant(), headers={"Idempotency-Key": "key-2"}), 409, "slug_taken")
+            assert_problem(
+                await api.post("/tenants", json=new_tenant(), headers={"Idempotency-Key": "key-2"}), 409, "slug_taken"
+            )
         assert again.json() == first.json()
         assert again.headers["Idempotency-Replayed"] == "true"
 
@@ -394,11 +403,3 @@ class TestPreferWait:
         await store.database.run_transaction(
             lambda session: store.operations.close(operation.id, OperationState.COMPLETED, utcnow(), session)
         )
-
-
-async def test_a_held_lock_of_a_missing_tenant_does_not_hang_the_request(api: Api, store: Store) -> None:
-    """A tenant's first operation finds its lock held: impossible by the rules, and still answered as a conflict."""
-    await keep(store, "operations", build_operation("acme"))
-    async with nothing_changes(store):
-        response = await asyncio.wait_for(api.post("/tenants", json=new_tenant()), 5)
-    assert_problem(response, 409, "operation_in_progress")

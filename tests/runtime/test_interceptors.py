@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from datetime import timedelta
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
-from temporalio.exceptions import ApplicationError
-from temporalio.testing import ActivityEnvironment
+from temporalio import activity, workflow
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.common import RetryPolicy
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.workflow import ActivityCancellationType
 
-from domain.errors import ForeignObject, NotReadyYet, OperationClosed, OutcomeUnknown, VendorUnavailable
-from domain.operations import Acting, StepState
+from domain.errors import (
+    ForeignObject,
+    NotReadyYet,
+    OperationClosed,
+    OutcomeUnknown,
+    VendorRateLimited,
+    VendorUnavailable,
+)
+from domain.operations import Acting, Fence, StepState
 from domain.provisioning import StepResult
 from domain.tenants import SystemStatus
 from integrations import call_context
 from runtime.clock import utcnow
-from runtime.interceptors import MARGIN
+from runtime.interceptors import MARGIN, StepInterceptor, StepRecorder
+from runtime.search_attributes import ensure_search_attributes
 from runtime.steps import current_step
 from runtime.wiring import Store, Vendors
-from tests.runtime.attempts import START_TO_CLOSE, Job, open_job
+from sandbox.stack.layout import find_binary
+from tests.activities.jobs import START_TO_CLOSE, Job, open_job
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
 STEP = "ocis.space"
 ACTING = Acting(action="ocis.space_created", resource_type="ocis_space", resource_id="alias")
@@ -107,6 +123,7 @@ async def test_done(job: Job) -> None:
 async def test_failed_for_a_while(job: Job) -> None:
     """A failed attempt shows its code, the attempts so far and the next one, on the operation and for the tenant."""
     for attempts, pause in ((1, 1), (2, 2)):
+        before = utcnow()
         await refusal(job.attempt(STEP, fail(VendorUnavailable("ocis", "502 from proxy7"))))
         step = await job.step(STEP)
         assert (step.state, step.attempts) == (StepState.RETRYING, attempts)
@@ -115,7 +132,7 @@ async def test_failed_for_a_while(job: Job) -> None:
         assert step.attempt is not None
         assert step.attempt.ended_at is not None
         assert step.next_retry_at is not None
-        assert timedelta() <= step.next_retry_at - step.attempt.ended_at - timedelta(seconds=pause) < timedelta(seconds=1)
+        assert before <= step.next_retry_at - timedelta(seconds=pause) <= utcnow()
     tenant = await job.tenant()
     assert tenant.provisioning_status["ocis"] is SystemStatus.ERROR
     shown = tenant.provisioning_errors["ocis"]
@@ -341,3 +358,147 @@ async def test_step_without_deadline(job: Job) -> None:
     """A step without a start-to-close timeout is refused: nothing would say when its lock may go."""
     with pytest.raises(ValueError, match="start-to-close"):
         await job.attempt(STEP, succeed, start_to_close_timeout=None)
+
+
+# On a real server: what Temporal makes of it.
+
+QUEUE = "steps"
+FIRST_PAUSE = timedelta(seconds=0.5)
+Body = Callable[[], Awaitable[Any]]
+
+
+@workflow.defn(name="OneStep")
+class OneStep:
+    """Runs the step once as a job would."""
+
+    @workflow.run
+    async def run(self, budget_seconds: float) -> None:
+        """Run it to its end."""
+        await workflow.execute_activity(
+            "attempt",
+            activity_id=f"{STEP}.1",
+            start_to_close_timeout=timedelta(seconds=20),
+            schedule_to_close_timeout=timedelta(seconds=budget_seconds),
+            heartbeat_timeout=timedelta(seconds=5),
+            retry_policy=RetryPolicy(initial_interval=FIRST_PAUSE),
+            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        )
+
+
+class Recorded(StepRecorder):
+    """The real recorder, which also keeps the times at which it said that the next attempt would be."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.operations, store.tenants, store.audit)
+        self.promised: list[datetime | None] = []
+
+    async def failed(
+        self, operation_id: str, name: str, fence: Fence, error: BaseException, retry_at: datetime | None
+    ) -> None:
+        """Keep the time and record the failure."""
+        self.promised.append(retry_at)
+        await super().failed(operation_id, name, fence, error, retry_at)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def temporal() -> AsyncIterator[Client]:
+    """A client of a real server."""
+    environment = await WorkflowEnvironment.start_local(
+        dev_server_existing_path=str(find_binary("temporal")), data_converter=pydantic_data_converter
+    )
+    async with environment:
+        await ensure_search_attributes(environment.client)
+        yield environment.client
+
+
+class Run:
+    """One run of the step on a real server."""
+
+    def __init__(self, client: Client, store: Store, job: Job, bodies: list[Body]) -> None:
+        self._client = client
+        self._job = job
+        self._bodies = bodies
+        self.recorder = Recorded(store)
+        self.scheduled: list[datetime] = []
+
+    @contextlib.asynccontextmanager
+    async def started(self, *, budget: timedelta = timedelta(minutes=1)) -> AsyncIterator[WorkflowHandle[Any, Any]]:
+        """Start it, with a worker for the length of the block."""
+        worker = Worker(
+            self._client,
+            task_queue=QUEUE,
+            workflows=[OneStep],
+            activities=[self._attempt],
+            interceptors=[StepInterceptor(self.recorder)],
+            workflow_runner=UnsandboxedWorkflowRunner(),
+            max_heartbeat_throttle_interval=timedelta(milliseconds=50),
+            default_heartbeat_throttle_interval=timedelta(milliseconds=50),
+        )
+        async with worker:
+            yield await self._client.start_workflow(
+                "OneStep",
+                budget.total_seconds(),
+                id=self._job.workflow_id,
+                task_queue=QUEUE,
+                execution_timeout=timedelta(minutes=1),
+            )
+
+    @activity.defn(name="attempt")
+    async def _attempt(self) -> None:
+        self.scheduled.append(activity.info().current_attempt_scheduled_time)
+        await self._bodies.pop(0)()
+
+
+async def test_next_attempt_is_when_it_was_said(temporal: Client, store: Store, job: Job) -> None:
+    """The recorded time of the next attempt is the one at which Temporal schedules it, whoever chose the pause."""
+    errors = [
+        VendorRateLimited("ocis", "slow down", retry_after=timedelta(0)),
+        VendorRateLimited("ocis", "slow down", retry_after=timedelta(seconds=1.2)),
+        VendorUnavailable("ocis", "away"),
+    ]
+    run = Run(temporal, store, job, [*(fail(error) for error in errors), succeed])
+    async with run.started() as handle:
+        await handle.result()
+    for promised, scheduled in zip(run.recorder.promised, run.scheduled[1:], strict=True):
+        assert promised is not None
+        assert abs(scheduled - promised) < FIRST_PAUSE * 0.8
+    step = await job.step(STEP)
+    assert (step.state, step.attempts) == (StepState.DONE, 4)
+    assert await job.events() == [("ocis.space_created", "success")]
+
+
+async def test_budget_ends_when_it_was_said(temporal: Client, store: Store, job: Job) -> None:
+    """Where the next attempt would lie beyond the budget, the step is failed at once, here and in Temporal."""
+    error = VendorRateLimited("ocis", "slow down", retry_after=timedelta(minutes=2))
+    run = Run(temporal, store, job, [fail(error)])
+    async with run.started() as handle:
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+    assert run.recorder.promised == [None]
+    assert (await job.step(STEP)).state is StepState.FAILED
+    assert await job.events() == [("ocis.space_created", "failure")]
+
+
+async def test_cancel_reaches_a_running_step(
+    temporal: Client, store: Store, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running step hears by its heartbeats that its run was cancelled, and its attempt keeps the lock."""
+    monkeypatch.setattr("runtime.interceptors.HEARTBEAT_EVERY_SECONDS", 0.05)
+    acting = asyncio.Event()
+
+    async def hang() -> None:
+        await current_step().acting(ACTING)
+        acting.set()
+        await asyncio.Event().wait()
+
+    run = Run(temporal, store, job, [hang])
+    async with run.started() as handle:
+        await acting.wait()
+        await handle.cancel()
+        with pytest.raises(WorkflowFailureError) as caught:
+            await handle.result()
+    assert isinstance(caught.value.cause, CancelledError)
+    step = await job.step(STEP)
+    assert step.attempt is not None
+    assert (step.state, step.may_write_until) == (StepState.RUNNING, step.attempt.deadline)
+    assert await job.events() == []

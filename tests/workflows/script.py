@@ -1,0 +1,215 @@
+"""Activities in a test: by their real names and queues, each doing what the script of its workflow says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowHandle
+from temporalio.common import RetryPolicy
+from temporalio.worker import Worker
+
+from activities.authentik import AuthentikActivities
+from activities.ocis import OcisActivities
+from activities.stalwart import StalwartActivities
+from activities.stripe import StripeActivities
+from domain.errors import ControlPlaneError
+from domain.ids import step_of_activity, tenant_lock, workflow_id
+from domain.provisioning import (
+    CloseRequest,
+    OperationRequest,
+    OutcomeRequest,
+    ProvisionPlan,
+    RetryProfile,
+    Settlement,
+    SpaceResult,
+    TenantRequest,
+)
+from runtime.clock import new_id
+from runtime.failures import to_application_error
+from worker import WORKFLOWS, workflow_runner
+from workflows.options import PLATFORM_QUEUE
+
+CLASSES: dict[str, type] = {
+    "authentik": AuthentikActivities,
+    "stalwart": StalwartActivities,
+    "ocis": OcisActivities,
+    "stripe": StripeActivities,
+}
+DOMAIN = "acme.example"
+PLAN = ProvisionPlan(domains=[DOMAIN], mailbox_domain=DOMAIN, billing_enabled=True)
+BLIND = timedelta(milliseconds=100)
+
+
+@dataclass
+class Script:
+    """What the activities of one run do, and what they did."""
+
+    plan: ProvisionPlan = PLAN
+    # What a step does in its attempts, in turn, before it succeeds.
+    attempts: dict[str, list[Callable[[], Awaitable[None]]]] = field(default_factory=dict)
+    quota_matches: bool = True
+    # Creates that see another object made for the same purpose.
+    doubles: frozenset[str] = frozenset()
+    repeated: tuple[str, ...] = ()
+    # How long after the outcome, and after each refused close, an attempt may still write.
+    unsettled: timedelta | None = None
+    not_yet: list[timedelta] = field(default_factory=list)
+
+    begun: dict[str, datetime] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    outcome: OutcomeRequest | None = None
+    settled_at: datetime | None = None
+    closes: list[tuple[CloseRequest, datetime, datetime | None]] = field(default_factory=list)
+
+    def fails(self, step: str, *errors: ControlPlaneError) -> Script:
+        """Let the attempts of a step fail in turn, as the interceptor would report it."""
+        self.attempts[step] = [_raising(error) for error in errors]
+        return self
+
+    async def step(self) -> SpaceResult:
+        """Act out one attempt of the step of the running activity."""
+        info = activity.info()
+        name = step_of_activity(info.activity_id)
+        assert name is not None
+        self.begun[name] = info.started_time
+        self.running.add(name)
+        try:
+            todo = self.attempts.get(name)
+            if todo:
+                await todo.pop(0)()
+        finally:
+            self.running.discard(name)
+        self.ended.append(name)
+        return SpaceResult(resource_id="1", quota_matches=self.quota_matches, doubles=name in self.doubles)
+
+    def record_outcome(self, request: OutcomeRequest) -> Settlement:
+        """Keep the outcome and say what has to settle."""
+        self.outcome = request
+        now = activity.info().scheduled_time
+        self.settled_at = now + self.unsettled if self.unsettled is not None else None
+        return Settlement(unsettled_until=self.settled_at, repeated=list(self.repeated))
+
+    def close(self, request: CloseRequest) -> datetime | None:
+        """Keep the close, and refuse it for as long as the script says."""
+        now = activity.info().scheduled_time
+        until = now + self.not_yet.pop(0) if self.not_yet else None
+        self.closes.append((request, now, until))
+        return until
+
+    @property
+    def closed(self) -> CloseRequest:
+        """The close that was accepted."""
+        (accepted,) = [request for request, _, until in self.closes if until is None]
+        return accepted
+
+
+def _raising(error: ControlPlaneError) -> Callable[[], Awaitable[None]]:
+    async def attempt() -> None:
+        raise to_application_error(error) from None
+
+    return attempt
+
+
+class Stage:
+    """Workers that serve every queue, and the runs they act out."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._scripts: dict[str, Script] = {}
+
+    async def start(
+        self, script: Script, *, profile: RetryProfile = RetryProfile.PRODUCTION, operation_id: str | None = None
+    ) -> WorkflowHandle[Any, None]:
+        """Start a provisioning run that follows the script."""
+        operation_id = operation_id or new_id()
+        identifier = workflow_id(tenant_lock("acme"), operation_id)
+        self._scripts[identifier] = script
+        request = OperationRequest(operation_id=operation_id, tenant_slug="acme", profile=profile)
+        return await self._client.start_workflow(
+            "ProvisionTenant",
+            request,
+            id=identifier,
+            task_queue=PLATFORM_QUEUE,
+            execution_timeout=timedelta(days=7),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+        )
+
+    async def play(self, script: Script) -> Script:
+        """Run to the end, and return the script with what was done."""
+        await (await self.start(script)).result()
+        return script
+
+    async def moment(self) -> None:
+        """Let a moment of real time pass, for a loop that waits for what activities do."""
+        await asyncio.sleep(0.01)
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[Stage]:
+        """Serve all queues for the length of the block."""
+        platform: list[Callable[..., Any]] = [self._plan, self._outcome, self._close]
+        queues = {PLATFORM_QUEUE: platform, **{queue: self._mocks(each) for queue, each in CLASSES.items()}}
+        async with contextlib.AsyncExitStack() as running:
+            for queue, activities in queues.items():
+                worker = Worker(
+                    self._client,
+                    task_queue=queue,
+                    workflows=WORKFLOWS if queue == PLATFORM_QUEUE else [],
+                    activities=activities,
+                    workflow_runner=workflow_runner(),
+                    max_heartbeat_throttle_interval=BLIND,
+                    default_heartbeat_throttle_interval=BLIND,
+                )
+                await running.enter_async_context(worker)
+            yield self
+
+    def _mocks(self, of: type) -> list[Callable[..., Any]]:
+        names = [_name_of(method) for _, method in inspect.getmembers(of, inspect.isfunction)]
+        return [self._mock(name) for name in names if name is not None]
+
+    def _mock(self, name: str) -> Callable[..., Any]:
+        @activity.defn(name=name)
+        async def run(_request: dict[str, Any]) -> SpaceResult:
+            return await self._script().step()
+
+        return run
+
+    @activity.defn(name="plan_provision")
+    async def _plan(self, _request: TenantRequest) -> ProvisionPlan:
+        return self._script().plan
+
+    @activity.defn(name="record_tenant_outcome")
+    async def _outcome(self, request: OutcomeRequest) -> Settlement:
+        return self._script().record_outcome(request)
+
+    @activity.defn(name="close_operation")
+    async def _close(self, request: CloseRequest) -> datetime | None:
+        return self._script().close(request)
+
+    def _script(self) -> Script:
+        identifier = activity.info().workflow_id
+        assert identifier is not None
+        return self._scripts[identifier]
+
+
+def _name_of(method: Callable[..., Any]) -> str | None:
+    definition = activity._Definition.from_callable(method)
+    return definition.name if definition is not None else None
+
+
+async def until_cancelled(*, finish_anyway: bool = False) -> None:
+    """Heartbeat until the step is cancelled; then end as cancelled, or do the work after all."""
+    try:
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(0.02)
+    except asyncio.CancelledError:
+        if not finish_anyway:
+            raise
