@@ -131,7 +131,7 @@ async def serve(queues: Sequence[str], extra_interceptors: Sequence[Interceptor]
 
 async def _until_ready(settings: Settings, store: Store, stop: asyncio.Event) -> Client | None:
     """Wait until Temporal and MongoDB are there; None if told to stop before."""
-    runtime = metrics_runtime(settings.worker_metrics_port)
+    runtime = metrics_runtime(settings.worker_metrics_host, settings.worker_metrics_port)
     while not stop.is_set():
         try:
             client = await connect(runtime=runtime)

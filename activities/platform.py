@@ -143,7 +143,7 @@ def _outcome_event(operation: Operation, request: OutcomeRequest, now: datetime)
         on_behalf_of=Actor(type=ActorType(operation.requested_by.type), id=operation.requested_by.id),
         action=action,
         outcome=Outcome.FAILURE if failed else Outcome.SUCCESS,
-        resource=Resource(type="tenant", id=request.tenant_slug),
+        resource=Resource(type="tenant", id=operation.input["tenantId"]),
         tenant_slug=operation.tenant_slug,
         partner_slug=operation.partner_slug,
         source="platform",

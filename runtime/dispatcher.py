@@ -21,6 +21,7 @@ from runtime.search_attributes import search_attributes_of
 from store.audit import AuditRepository
 from store.database import Database, Session
 from store.operations import OperationRepository
+from store.tenants import TenantRepository
 from workflows.options import PLATFORM_QUEUE
 from workflows.provision_tenant import ProvisionTenant
 
@@ -53,12 +54,14 @@ class Dispatcher:
         client: Client,
         database: Database,
         operations: OperationRepository,
+        tenants: TenantRepository,
         audit: AuditRepository,
         profile: RetryProfile,
     ) -> None:
         self._client = client
         self._database = database
         self._operations = operations
+        self._tenants = tenants
         self._audit = audit
         self._profile = profile
 
@@ -133,6 +136,8 @@ class Dispatcher:
                 return  # an attempt may still write: the next sweep looks again
             failure = Failure(code="ended_outside", message=message)
             await self._operations.close(operation.id, state, now, session, failure=failure)
+            if operation.tenant_slug is not None:
+                await self._tenants.give_up_systems(operation.tenant_slug, failure.code, session)
             event = AuditEvent(
                 id=f"{operation.id}:sweep:operation.ended_outside",
                 at=now,

@@ -76,7 +76,7 @@ class StripeSettings(_Group):
 
     api_key: SecretStr | None = None
     api_base: str | None = Field(default=None, description="for a stand-in; absent = Stripe")
-    rate_per_second: float = Field(default=15.0, gt=0, description="calls of one worker fleet; Stripe allows 25 each")
+    rate_per_second: float = Field(default=15.0, gt=0, description="activities started over all workers")
     days_until_due: int = Field(default=14, ge=1, le=365, description="of an invoice, in days")
 
 
@@ -97,6 +97,7 @@ class Settings(_Group):
     mongo_database: str = "dezky"
 
     temporal_ui_url: str | None = None
+    worker_metrics_host: str = "127.0.0.1"
     worker_metrics_port: int | None = None
     operation_profile: RetryProfile = RetryProfile.PRODUCTION
 
@@ -134,6 +135,10 @@ class Settings(_Group):
         for name, secret in secrets.items():
             if secret is not None and secret.get_secret_value().startswith(DEVELOPMENT_SECRET_PREFIX):
                 raise ValueError(f"{name} is a development secret")
+            if secret is not None and not secret.get_secret_value():
+                raise ValueError(f"{name} is empty")
+        if self.stripe.api_base is not None:
+            raise ValueError("STRIPE_API_BASE is for a stand-in")
         if self.billing_stripe_enabled and self.stripe.api_key is None:
             raise ValueError("BILLING_STRIPE_ENABLED needs STRIPE_API_KEY")
         return self

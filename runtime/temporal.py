@@ -17,11 +17,11 @@ from runtime.search_attributes import ensure_search_attributes
 RETENTION = timedelta(days=90)
 
 
-def metrics_runtime(port: int | None) -> Runtime | None:
-    """Return an SDK runtime that serves Prometheus metrics on a port; made once a process, None for no port."""
+def metrics_runtime(host: str, port: int | None) -> Runtime | None:
+    """Return an SDK runtime that serves Prometheus metrics; made once a process, None without a port."""
     if port is None:
         return None
-    return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=f"0.0.0.0:{port}")))
+    return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=f"{host}:{port}")))
 
 
 async def connect(*, lazy: bool = False, runtime: Runtime | None = None) -> Client:

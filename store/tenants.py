@@ -5,7 +5,15 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from domain.tenants import DnsRecord, DomainState, SystemFailure, SystemStatus, Tenant, TenantStatus
+from domain.tenants import (
+    DnsRecord,
+    DomainState,
+    SystemFailure,
+    SystemStatus,
+    Tenant,
+    TenantStatus,
+    our_words,
+)
 from store.database import Database, Document, Session
 from store.documents import from_document, to_document
 
@@ -100,6 +108,18 @@ class TenantRepository:
         else:
             update["$set"][f"provisioningErrors.{system}"] = to_document(failure)
         await self._tenants.update_one({"slug": slug}, update, session=session)
+
+    async def give_up_systems(self, slug: str, code: str, session: Session) -> None:
+        """Say of every system that is not done that nobody works on it any more, and why."""
+        tenant = await self.get(slug, session)
+        if tenant is None:
+            return
+        for system, status in tenant.provisioning_status.items():
+            if status in (SystemStatus.PENDING, SystemStatus.ERROR):
+                known = tenant.provisioning_errors.get(system)
+                attempts = known.attempts if known is not None else 0
+                failure = SystemFailure(code=code, message=our_words(code), attempts=attempts)
+                await self.set_system(slug, system, SystemStatus.ERROR, failure, session)
 
     async def set_resource(self, slug: str, name: str, external_id: str) -> None:
         """Keep the id an outside system knows the tenant's object by. Repeating it changes nothing."""

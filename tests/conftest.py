@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
 from runtime.settings import AuthentikSettings, OcisSettings, Settings, StalwartSettings, StripeSettings
 from runtime.wiring import Store, Vendors, build_vendors
@@ -81,13 +82,13 @@ def make_settings(standins: dict[str, str], mongo_url: str, **changes: Any) -> S
         "billing_stripe_enabled": True,
         "authentik": AuthentikSettings(
             url=standins["authentik"],
-            token=TOKEN,
+            token=SecretStr(TOKEN),
             issuer=["http://authentik.test/application/o/dezky-portal/"],
             audience=["dezky-portal"],
         ),
-        "stalwart": StalwartSettings(url=standins["stalwart"], token=TOKEN),
-        "ocis": OcisSettings(url=standins["ocis"], token=TOKEN),
-        "stripe": StripeSettings(api_key=TOKEN, api_base=standins["stripe"], rate_per_second=1000),
+        "stalwart": StalwartSettings(url=standins["stalwart"], token=SecretStr(TOKEN)),
+        "ocis": OcisSettings(url=standins["ocis"], token=SecretStr(TOKEN)),
+        "stripe": StripeSettings(api_key=SecretStr(TOKEN), api_base=standins["stripe"], rate_per_second=1000),
     }
     return Settings(**{**fields, **changes})
 

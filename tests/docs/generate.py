@@ -43,7 +43,8 @@ SETTINGS = {
     "MONGO_URL": "connection string; the server must be a replica set, because transactions need one",
     "MONGO_DATABASE": "name of the database",
     "TEMPORAL_UI_URL": "base of the Temporal web UI, for `links.temporalUi`; absent: no links",
-    "WORKER_METRICS_PORT": "port on which the worker serves Prometheus metrics on all addresses; absent: none",
+    "WORKER_METRICS_HOST": "address on which the worker serves its metrics",
+    "WORKER_METRICS_PORT": "port on which the worker serves Prometheus metrics; absent: none",
     "OPERATION_PROFILE": "timeouts and retries of new operations; `fast` is for tests and refused in production",
     "DOMAIN_PROOF": "`assume` takes every domain of a new tenant as proved (refused in production); with `dns` it "
     "stays `unverified` and gets no mail domain, since verification is not built yet",

@@ -22,13 +22,14 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from domain.audit import ActorType
 from domain.operations import Attempt, Fence, Operation, OperationState, Step, StepState, step_key
 from domain.provisioning import RetryProfile
+from domain.tenants import SystemFailure, SystemStatus
 from runtime import dispatcher as dispatching
 from runtime.clock import utcnow
 from runtime.dispatcher import Dispatcher
 from runtime.search_attributes import ensure_search_attributes
 from runtime.wiring import Store
 from sandbox.stack.layout import find_binary
-from tests.store.builders import LONG_AGO, build_operation, keep
+from tests.store.builders import LONG_AGO, build_operation, build_tenant, keep
 
 ELSEWHERE = "stand-in-for-a-job"
 
@@ -63,7 +64,7 @@ def dispatcher(temporal: Client, store: Store) -> Dispatcher:
 
 
 def build_dispatcher(client: Client, store: Store) -> Dispatcher:
-    return Dispatcher(client, store.database, store.operations, store.audit, RetryProfile.FAST)
+    return Dispatcher(client, store.database, store.operations, store.tenants, store.audit, RetryProfile.FAST)
 
 
 async def reread(store: Store, operation: Operation) -> Operation:
@@ -191,6 +192,36 @@ async def test_endings_behind_our_back_are_told(
     assert (event.action, event.operation_id) == ("operation.ended_outside", operation.id)
     assert event.actor.type is ActorType.EXTERNAL
     assert event.metadata == {"state": state.value}
+
+
+async def test_the_tenant_is_told_that_nobody_works_on_it(dispatcher: Dispatcher, store: Store) -> None:
+    """A system that was not done no longer promises another try; one that was done stays as it is."""
+    operation = build_operation(started_at=LONG_AGO)
+    promised = SystemFailure(code="vendor_unavailable", message="", attempts=3, next_retry_at=LONG_AGO)
+    tenant = build_tenant(
+        operation.tenant_slug or "",
+        provisioning_status={
+            "authentik": SystemStatus.OK,
+            "stalwart": SystemStatus.ERROR,
+            "ocis": SystemStatus.PENDING,
+            "stripe": SystemStatus.DISABLED,
+        },
+        provisioning_errors={"stalwart": promised},
+    )
+    await keep(store, "operations", operation)
+    await keep(store, "tenants", tenant)
+    await dispatcher.sweep()
+    told = await store.tenants.get(tenant.slug)
+    assert told is not None
+    assert {name: status.value for name, status in told.provisioning_status.items()} == {
+        "authentik": "ok",
+        "stalwart": "error",
+        "ocis": "error",
+        "stripe": "disabled",
+    }
+    seen = {name: (error.code, error.attempts) for name, error in told.provisioning_errors.items()}
+    assert seen == {"stalwart": ("ended_outside", 3), "ocis": ("ended_outside", 0)}
+    assert {error.next_retry_at for error in told.provisioning_errors.values()} == {None}
 
 
 async def test_the_lock_outlives_an_attempt_that_may_still_write(dispatcher: Dispatcher, store: Store) -> None:
