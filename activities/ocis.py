@@ -55,7 +55,7 @@ class OcisActivities:
         """Ensure that the tenant has a space under its alias, and that we know its id.
 
         Idempotency: neither name nor alias is unique in OCIS; a double that a late attempt makes is removed by
-        `delete_space_doubles`.
+        `delete_space_double`.
 
         Raises:
             ForeignObject: only spaces without our mark stand under the alias.
@@ -82,26 +82,33 @@ class OcisActivities:
         await self._tenants.set_resource(tenant.slug, SPACE, space.id)
         return SpaceResult(resource_id=space.id, doubles=len(spaces) > 1, quota_matches=space.quota_total == quota)
 
-    @activity.defn(name="delete_space_doubles")
-    async def delete_space_doubles(self, request: TenantRequest) -> StepResult:
-        """Ensure that the tenant's space is the only one under its alias; one with files in it is left.
+    @activity.defn(name="delete_space_double")
+    async def delete_space_double(self, request: TenantRequest) -> StepResult:
+        """Ensure that there is one space less beside the tenant's own under its alias; one with files in it is left.
 
         Idempotency: what is gone is not found again. A disabled space does not tell whether it is empty, so it is
-        restored first: also one that an earlier attempt disabled.
+        restored first: also one that an earlier attempt disabled. `doubles` tells whether it is to be called once
+        more.
         """
         tenant = await load_tenant(self._tenants, request)
         kept = tenant.resources[SPACE]
         marker = tenant_marker(tenant.slug)
-        for found in await self._ocis.find_spaces(drive_alias(tenant.slug)):
-            if found.id == kept or marker not in (found.description or ""):
-                continue
-            await current_step().acting(_acting("ocis.space_double_removed", "space", found.id))
-            space = await self._ocis.restore_space(found.id) if found.disabled else found
+        spaces = await self._ocis.find_spaces(drive_alias(tenant.slug))
+        left = [each for each in spaces if each.id != kept and marker in (each.description or "")]
+        while left:
+            space = left.pop()
+            if space.disabled:
+                await current_step().acting(_acting("ocis.space_double_restored", "space", space.id))
+                space = await self._ocis.restore_space(space.id)
+                if space.quota_used:
+                    return StepResult(resource_id=space.id, doubles=bool(left))
             if space.quota_used:
                 continue
+            await current_step().acting(_acting("ocis.space_double_removed", "space", space.id))
             await self._ocis.disable_space(space.id)
             await self._ocis.purge_space(space.id)
-        return StepResult(resource_id=kept)
+            return StepResult(resource_id=space.id, doubles=bool(left))
+        return StepResult()
 
     @activity.defn(name="ensure_space_quota")
     async def ensure_space_quota(self, request: TenantRequest) -> StepResult:

@@ -14,10 +14,10 @@ from domain.operations import Operation
 from domain.provisioning import CloseRequest, OutcomeRequest, ProvisionPlan, Settlement, TenantRequest
 from domain.tenants import SYSTEMS, SystemStatus
 from runtime.clock import utcnow
+from runtime.recorder import Recorder
 from store.audit import AuditRepository
 from store.catalog import FlagRepository
 from store.database import Database, Session
-from store.operations import OperationRepository
 from store.people import UserRepository
 from store.tenants import TenantRepository
 
@@ -31,7 +31,7 @@ class PlatformActivities:
         self,
         database: Database,
         *,
-        operations: OperationRepository,
+        recorder: Recorder,
         tenants: TenantRepository,
         users: UserRepository,
         flags: FlagRepository,
@@ -40,7 +40,8 @@ class PlatformActivities:
         billing_enabled: bool,
     ) -> None:
         self._database = database
-        self._operations = operations
+        self._recorder = recorder
+        self._operations = recorder.operations
         self._tenants = tenants
         self._users = users
         self._flags = flags
@@ -97,32 +98,31 @@ class PlatformActivities:
                     await self._tenants.activate(request.tenant_slug, now, session)
                 await self._audit.write(_outcome_event(operation, request, now), session)
             return Settlement(
-                unsettled_until=operation.unsettled_until,
+                unsettled_seconds=operation.unsettled_for(now),
                 repeated=[step.name for step in operation.steps.values() if step.attempts > 1],
             )
 
         return await self._database.run_transaction(body)
 
     @activity.defn(name="close_operation")
-    async def close_operation(self, request: CloseRequest) -> datetime | None:
+    async def close_operation(self, request: CloseRequest) -> float:
         """Release the lock, unless an attempt may still write outside.
 
         Returns:
-            The time until which the lock must be kept; None once it is released.
+            For how many seconds the lock must still be kept; 0 once it is released.
 
         Idempotency: an operation that is closed stays as it ended.
         """
 
-        async def body(session: Session) -> datetime | None:
+        async def body(session: Session) -> float:
             operation = await self._operation(request.operation_id, session)
-            now = utcnow()
-            until = operation.unsettled_until
-            if operation.open and until is not None and until > now:
-                return until
-            await self._operations.close(
-                operation.id, request.state, now, session, failure=request.failure, result=request.result
+            seconds = operation.unsettled_for(utcnow())
+            if operation.open and seconds:
+                return seconds
+            await self._recorder.close(
+                operation, request.state, session, failure=request.failure, result=request.result
             )
-            return None
+            return 0.0
 
         return await self._database.run_transaction(body)
 

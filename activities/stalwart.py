@@ -56,7 +56,7 @@ class StalwartActivities:
         """Ensure that the tenant has a role of its own that shuts the directory, and that we know its id.
 
         Idempotency: roles are not unique; they are found by the marker in their description. A double that a late
-        attempt makes is removed by `delete_mail_role_doubles`.
+        attempt makes is removed by `delete_mail_role_double`.
         """
         tenant = await load_tenant(self._tenants, request)
         marker = tenant_marker(tenant.slug)
@@ -77,19 +77,23 @@ class StalwartActivities:
         await self._tenants.set_resource(tenant.slug, ROLE, role_id)
         return StepResult(resource_id=role_id, doubles=len(ids) > 1)
 
-    @activity.defn(name="delete_mail_role_doubles")
-    async def delete_mail_role_doubles(self, request: TenantRequest) -> StepResult:
-        """Ensure that the tenant's role is the only one with its marker; one that is in use is left.
+    @activity.defn(name="delete_mail_role_double")
+    async def delete_mail_role_double(self, request: TenantRequest) -> StepResult:
+        """Ensure that there is one role less beside the tenant's own with its marker; one that is in use is left.
 
-        Idempotency: what is gone is not found again.
+        Idempotency: what is gone is not found again. `doubles` tells whether it is to be called once more.
         """
         tenant = await load_tenant(self._tenants, request)
         kept = tenant.resources[ROLE]
-        for role in await self._stalwart.find_roles(tenant_marker(tenant.slug)):
-            if role.id != kept:
-                await current_step().acting(_acting("stalwart.role_double_removed", "role", role.id))
-                await self._stalwart.destroy_role(role.id)
-        return StepResult(resource_id=kept)
+        roles = await self._stalwart.find_roles(tenant_marker(tenant.slug))
+        left = [role.id for role in roles if role.id != kept]
+        while left:
+            role_id = left.pop()
+            await current_step().acting(_acting("stalwart.role_double_removed", "role", role_id))
+            if await self._stalwart.destroy_role(role_id):
+                return StepResult(resource_id=role_id, doubles=bool(left))
+            await current_step().not_acting()
+        return StepResult()
 
     @activity.defn(name="ensure_mail_domain")
     async def ensure_mail_domain(self, request: DomainRequest) -> StepResult:

@@ -55,7 +55,7 @@ class StripeActivities:
 
         Idempotency: found by the known id, else by our mark among the customers made since the tenant was, whichever
         operation made them; the key covers the time until the list shows it. A double is removed by
-        `delete_customer_doubles`.
+        `delete_customer_double`.
         """
         tenant = await load_tenant(self._tenants, request)
         known = tenant.resources.get(CUSTOMER)
@@ -75,20 +75,23 @@ class StripeActivities:
         await self._subscriptions.keep_customer(tenant.id, customer_id)
         return StepResult(resource_id=customer_id, doubles=len(ids) > 1)
 
-    @activity.defn(name="delete_customer_doubles")
-    async def delete_customer_doubles(self, request: TenantRequest) -> StepResult:
-        """Ensure that the tenant is one Stripe customer; one with a subscription is left.
+    @activity.defn(name="delete_customer_double")
+    async def delete_customer_double(self, request: TenantRequest) -> StepResult:
+        """Ensure that there is one customer less beside the tenant's own; one with a subscription is left.
 
-        Idempotency: what is gone is not found again.
+        Idempotency: what is gone is not found again. `doubles` tells whether it is to be called once more.
         """
         tenant = await load_tenant(self._tenants, request)
         kept = tenant.resources[CUSTOMER]
-        for customer_id in await self._customer_ids(tenant):
-            if customer_id == kept or await self._billing.find_subscriptions(customer_id):
+        left = [each for each in await self._customer_ids(tenant) if each != kept]
+        while left:
+            customer_id = left.pop()
+            if await self._billing.find_subscriptions(customer_id):
                 continue
             await current_step().acting(_acting("stripe.customer_double_removed", "customer", customer_id))
             await self._billing.delete_customer(customer_id)
-        return StepResult(resource_id=kept)
+            return StepResult(resource_id=customer_id, doubles=bool(left))
+        return StepResult()
 
     @activity.defn(name="ensure_product")
     async def ensure_product(self, request: TenantRequest) -> StepResult:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
 
 from domain.model import Model, Timestamp
+from domain.operations import Operation, Step, StepState, system_of
 
 
 class ActorType(StrEnum):
@@ -86,6 +88,33 @@ class AuditEvent(Model):
     metadata: dict[str, str | int | bool | None] = Field(default_factory=dict)
     personal: list[Personal] = Field(default_factory=list)
     external_id: str | None = None
+
+
+def event_of_step(operation: Operation, step: Step, at: datetime) -> AuditEvent:
+    """Return the event of a step that changed something outside, or was about to when it was ended.
+
+    Raises:
+        ValueError: the step never was about to change anything.
+    """
+    acting = step.acting
+    if acting is None:
+        raise ValueError("a step that changed nothing has no event")
+    done = step.state is StepState.DONE
+    return AuditEvent(
+        id=step_event_id(operation.id, step.name, acting.action),
+        at=at,
+        actor=Actor(type=ActorType.SYSTEM, id="worker"),
+        on_behalf_of=Actor(type=ActorType(operation.requested_by.type), id=operation.requested_by.id),
+        action=acting.action,
+        outcome=Outcome.SUCCESS if done else Outcome.FAILURE,
+        resource=Resource(type=acting.resource_type, id=acting.resource_id),
+        tenant_slug=operation.tenant_slug,
+        partner_slug=operation.partner_slug,
+        source=system_of(step.name),
+        request_id=operation.request_id,
+        operation_id=operation.id,
+        metadata={} if done or step.last_error is None else {"code": step.last_error.code},
+    )
 
 
 def step_event_id(operation_id: str, step: str, action: str) -> str:

@@ -159,6 +159,14 @@ class Operation(Model):
         times = [time for step in self.steps.values() if (time := step.may_write_until) is not None]
         return max(times) if times else None
 
+    def unsettled_for(self, now: datetime) -> float:
+        """Return for how many seconds some attempt may still write outside, 0 if none can.
+
+        Both ends of that time are by the clock of our own processes, never by Temporal's.
+        """
+        until = self.unsettled_until
+        return max((until - now).total_seconds(), 0.0) if until is not None else 0.0
+
 
 def step_key(name: str) -> str:
     """Return the key of a step in `Operation.steps`: a dot would be a path in MongoDB."""

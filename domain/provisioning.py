@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 
 from pydantic import Field
@@ -83,7 +82,8 @@ class OutcomeRequest(TenantRequest):
 class Settlement(Model):
     """What still has to happen before an operation may release its lock."""
 
-    unsettled_until: datetime | None = None
+    # For how long an attempt may still write outside.
+    unsettled_seconds: float = 0.0
     # Steps that were tried more than once: at a vendor without uniqueness they may have made doubles.
     repeated: list[str] = Field(default_factory=list)
 

@@ -164,6 +164,7 @@ OUR_WORDS = {
     "foreign_object": "A name that is needed is taken by something that was not made here.",
     "identity_exists": "The person's login name is taken by an account that is not linked to this one.",
     "budget_spent": "It was tried for as long as allowed, without success.",
+    "attempt_lost": "How the last try ended is not known. An operator has to look at it.",
     "ended_outside": "The job was ended from outside before it was done. An operator has to look at it.",
 }
 

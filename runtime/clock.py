@@ -16,8 +16,3 @@ def utcnow() -> datetime:
 def new_id() -> str:
     """Return a new ULID: unique, and sorting by the time it was made."""
     return str(ULID())
-
-
-def time_of(identifier: str) -> datetime:
-    """Return the time at which an id of ours was made."""
-    return ULID.from_str(identifier).datetime.astimezone(UTC)

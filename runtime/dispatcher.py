@@ -17,10 +17,10 @@ from domain.operations import Failure, Operation, OperationKind, OperationState
 from domain.provisioning import OperationRequest, RetryProfile
 from runtime.clock import utcnow
 from runtime.logging import get_logger
+from runtime.recorder import Recorder
 from runtime.search_attributes import search_attributes_of
 from store.audit import AuditRepository
 from store.database import Database, Session
-from store.operations import OperationRepository
 from store.tenants import TenantRepository
 from workflows.options import PLATFORM_QUEUE
 from workflows.provision_tenant import ProvisionTenant
@@ -53,14 +53,15 @@ class Dispatcher:
         self,
         client: Client,
         database: Database,
-        operations: OperationRepository,
+        recorder: Recorder,
         tenants: TenantRepository,
         audit: AuditRepository,
         profile: RetryProfile,
     ) -> None:
         self._client = client
         self._database = database
-        self._operations = operations
+        self._recorder = recorder
+        self._operations = recorder.operations
         self._tenants = tenants
         self._audit = audit
         self._profile = profile
@@ -130,12 +131,11 @@ class Dispatcher:
         async def body(session: Session) -> None:
             operation = await self._operations.get(operation_id, session)
             now = utcnow()
-            if operation is None or not operation.open:
-                return
-            if operation.unsettled_until is not None and operation.unsettled_until > now:
-                return  # an attempt may still write: the next sweep looks again
+            if operation is None or operation.unsettled_for(now):
+                return  # while an attempt may still write, the lock stays: the next sweep looks again
             failure = Failure(code="ended_outside", message=message)
-            await self._operations.close(operation.id, state, now, session, failure=failure)
+            if not await self._recorder.close(operation, state, session, failure=failure):
+                return
             if operation.tenant_slug is not None:
                 await self._tenants.give_up_systems(operation.tenant_slug, failure.code, session)
             event = AuditEvent(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -13,108 +13,22 @@ from pymongo.errors import PyMongoError
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from domain.audit import Actor, ActorType, AuditEvent, Outcome, Resource, step_event_id
-from domain.errors import ControlPlaneError, VendorError
+from domain.errors import ControlPlaneError
 from domain.ids import operation_of_workflow, step_of_activity, vendor_key
-from domain.operations import Acting, Fence, Operation, OperationKind, Step, StepState, system_of
-from domain.tenants import SYSTEMS, system_state
+from domain.operations import Acting, Fence, Step
 from integrations import call_context
 from runtime.clock import utcnow
 from runtime.failures import describe, next_retry_at, to_application_error
 from runtime.logging import get_logger
+from runtime.recorder import Recorder
 from runtime.steps import enter_step
-from store.audit import AuditRepository
-from store.database import Session
 from store.operations import OperationRepository
-from store.tenants import TenantRepository
 
 log = get_logger(__name__)
 
 HEARTBEAT_EVERY_SECONDS = 1.0
 # The vendor's answer must be in, and recorded, before Temporal gives the attempt up.
 MARGIN = timedelta(seconds=2)
-
-
-class StepRecorder:
-    """Writes what happens to steps: on the operation, on the tenant, and in the audit log."""
-
-    def __init__(self, operations: OperationRepository, tenants: TenantRepository, audit: AuditRepository) -> None:
-        self.operations = operations
-        self._tenants = tenants
-        self._audit = audit
-
-    async def done(self, operation_id: str, name: str, fence: Fence) -> None:
-        """Record that an attempt did what its step is for."""
-        now = utcnow()
-
-        def change(step: Step) -> Step:
-            return _ended(step, now).model_copy(
-                update={"state": StepState.DONE, "last_error": None, "next_retry_at": None, "replayed_error": False}
-            )
-
-        await self._end(operation_id, name, fence, change)
-
-    async def failed(
-        self, operation_id: str, name: str, fence: Fence, error: BaseException, retry_at: datetime | None
-    ) -> None:
-        """Record that an attempt failed, for good if `retry_at` is None."""
-        now = utcnow()
-        failure = describe(error)
-
-        def change(step: Step) -> Step:
-            ended = _ended(step, now)
-            unsettled = ended.unsettled_until
-            if isinstance(error, VendorError) and error.outcome_unknown and step.attempt is not None:
-                # The request may still lie somewhere on its way and be carried out until the attempt's deadline.
-                unsettled = max(filter(None, (unsettled, step.attempt.deadline)))
-            return ended.model_copy(
-                update={
-                    "state": StepState.FAILED if retry_at is None else StepState.RETRYING,
-                    "last_error": failure,
-                    "next_retry_at": retry_at,
-                    "unsettled_until": unsettled,
-                    "replayed_error": isinstance(error, VendorError) and error.replayed,
-                }
-            )
-
-        await self._end(operation_id, name, fence, change)
-
-    async def _end(self, operation_id: str, name: str, fence: Fence, change: Any) -> None:
-        await self.operations.end_attempt(operation_id, name, fence, change, self._also)
-
-    async def _also(self, operation: Operation, step: Step, session: Session) -> None:
-        """Keep the tenant's summary and the audit event with the end of the attempt, in its transaction."""
-        if operation.kind is OperationKind.TENANT_PROVISION and operation.tenant_slug is not None:
-            system = system_of(step.name)
-            if system in SYSTEMS:
-                status, failure = system_state(operation.steps.values(), system)
-                await self._tenants.set_system(operation.tenant_slug, system, status, failure, session)
-        if step.acting is not None and step.state in (StepState.DONE, StepState.FAILED):
-            await self._audit.write(_event_of(operation, step, step.acting), session)
-
-
-def _ended(step: Step, now: datetime) -> Step:
-    attempt = step.attempt.model_copy(update={"ended_at": now}) if step.attempt is not None else None
-    return step.model_copy(update={"attempt": attempt})
-
-
-def _event_of(operation: Operation, step: Step, acting: Acting) -> AuditEvent:
-    done = step.state is StepState.DONE
-    return AuditEvent(
-        id=step_event_id(operation.id, step.name, acting.action),
-        at=utcnow(),
-        actor=Actor(type=ActorType.SYSTEM, id="worker"),
-        on_behalf_of=Actor(type=ActorType(operation.requested_by.type), id=operation.requested_by.id),
-        action=acting.action,
-        outcome=Outcome.SUCCESS if done else Outcome.FAILURE,
-        resource=Resource(type=acting.resource_type, id=acting.resource_id),
-        tenant_slug=operation.tenant_slug,
-        partner_slug=operation.partner_slug,
-        source=system_of(step.name),
-        request_id=operation.request_id,
-        operation_id=operation.id,
-        metadata={} if done or step.last_error is None else {"code": step.last_error.code},
-    )
 
 
 class _RunningStep:
@@ -136,6 +50,9 @@ class _RunningStep:
     async def acting(self, acting: Acting) -> None:
         await self._operations.mark_acting(self.operation_id, self._step.name, self._fence, acting)
 
+    async def not_acting(self) -> None:
+        await self._operations.mark_acting(self.operation_id, self._step.name, self._fence, None)
+
     async def seen_absent(self) -> None:
         if not self._step.replayed_error:
             return
@@ -147,7 +64,7 @@ class _RunningStep:
 class StepInterceptor(Interceptor):
     """Surrounds every activity of a worker."""
 
-    def __init__(self, recorder: StepRecorder) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
@@ -156,7 +73,7 @@ class StepInterceptor(Interceptor):
 
 
 class _StepActivity(ActivityInboundInterceptor):
-    def __init__(self, next_: ActivityInboundInterceptor, recorder: StepRecorder) -> None:
+    def __init__(self, next_: ActivityInboundInterceptor, recorder: Recorder) -> None:
         super().__init__(next_)
         self._recorder = recorder
 

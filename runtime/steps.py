@@ -28,6 +28,9 @@ class StepContext(Protocol):
             OperationClosed: the operation has ended: nothing may be written.
         """
 
+    async def not_acting(self) -> None:
+        """Say that nothing was changed after all: the vendor left it as it was."""
+
     async def seen_absent(self) -> None:
         """Say that the object was looked for and is not there.
 

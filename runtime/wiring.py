@@ -22,7 +22,7 @@ from integrations.stalwart import StalwartClient
 from integrations.stripe import StripeBilling
 from runtime.dispatcher import Dispatcher
 from runtime.intents import Intents
-from runtime.interceptors import StepRecorder
+from runtime.recorder import Recorder
 from runtime.settings import Settings
 from store.audit import AuditRepository
 from store.catalog import CatalogRepository, FlagRepository, SubscriptionRepository
@@ -63,7 +63,9 @@ def build_store(settings: Settings) -> Store:
 
 def build_dispatcher(settings: Settings, store: Store, client: Client) -> Dispatcher:
     """Return what starts intents."""
-    return Dispatcher(client, store.database, store.operations, store.tenants, store.audit, settings.operation_profile)
+    return Dispatcher(
+        client, store.database, build_recorder(store), store.tenants, store.audit, settings.operation_profile
+    )
 
 
 def build_intents(settings: Settings, store: Store, dispatcher: Dispatcher) -> Intents:
@@ -82,9 +84,9 @@ def build_intents(settings: Settings, store: Store, dispatcher: Dispatcher) -> I
     )
 
 
-def build_recorder(store: Store) -> StepRecorder:
-    """Return what records the attempts of steps."""
-    return StepRecorder(store.operations, store.tenants, store.audit)
+def build_recorder(store: Store) -> Recorder:
+    """Return what keeps the record of operations and their steps."""
+    return Recorder(store.operations, store.tenants, store.audit)
 
 
 @dataclass
@@ -128,7 +130,7 @@ def build_activities(settings: Settings, store: Store, vendors: Vendors) -> dict
     """Return the activities by the task queue they run on."""
     platform = PlatformActivities(
         store.database,
-        operations=store.operations,
+        recorder=build_recorder(store),
         tenants=store.tenants,
         users=store.users,
         flags=store.flags,
@@ -156,7 +158,7 @@ def build_activities(settings: Settings, store: Store, vendors: Vendors) -> dict
         ],
         "stalwart": [
             stalwart.ensure_mail_role,
-            stalwart.delete_mail_role_doubles,
+            stalwart.delete_mail_role_double,
             stalwart.ensure_mail_domain,
             stalwart.observe_mail_domain_keys,
             stalwart.ensure_mailbox,
@@ -164,13 +166,13 @@ def build_activities(settings: Settings, store: Store, vendors: Vendors) -> dict
         "ocis": [
             ocis.ensure_files_group,
             ocis.ensure_space,
-            ocis.delete_space_doubles,
+            ocis.delete_space_double,
             ocis.ensure_space_quota,
             ocis.ensure_space_member,
         ],
         "stripe": [
             stripe.ensure_customer,
-            stripe.delete_customer_doubles,
+            stripe.delete_customer_double,
             stripe.ensure_product,
             stripe.ensure_price,
             stripe.ensure_subscription,

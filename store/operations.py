@@ -147,13 +147,15 @@ class OperationRepository:
             raise OperationClosed("The operation has ended, or a newer attempt of this step has begun.")
         return Operation.model_validate(found).step(name)
 
-    async def mark_acting(self, operation_id: str, name: str, fence: Fence, acting: Acting) -> None:
-        """Record what an attempt is about to change outside.
+    async def mark_acting(self, operation_id: str, name: str, fence: Fence, acting: Acting | None) -> None:
+        """Record what an attempt is about to change outside; None takes it back.
 
         Raises:
             OperationClosed: a newer attempt has begun, or the operation has ended.
         """
-        await self._update_attempt(operation_id, name, fence, {"acting": to_document(acting)})
+        await self._update_attempt(
+            operation_id, name, fence, {"acting": to_document(acting) if acting is not None else None}
+        )
 
     async def bump_key(self, operation_id: str, name: str, fence: Fence, number: int) -> None:
         """Record that the next vendor write of the step uses a new idempotency key.
@@ -197,30 +199,39 @@ class OperationRepository:
 
     async def close(
         self,
-        operation_id: str,
+        operation: Operation,
         state: OperationState,
         at: datetime,
         session: Session,
         *,
         failure: Failure | None = None,
         result: dict[str, str] | None = None,
-    ) -> bool:
-        """Release the lock and keep how the operation ended.
+    ) -> list[Step]:
+        """Release the lock of an open operation and keep how it ended.
 
         Returns:
-            False if it had ended before; then nothing changes.
+            The steps that were under way and are now failed, because nobody works on them any more.
         """
-        changes = {
+        lost = Failure(code="attempt_lost", message="How the last attempt ended is not known.")
+        ended = [
+            step.model_copy(
+                update={"state": StepState.FAILED, "next_retry_at": None, "last_error": step.last_error or lost}
+            )
+            for step in operation.steps.values()
+            if step.state in (StepState.RUNNING, StepState.RETRYING)
+        ]
+        changes: dict[str, Any] = {
             "open": False,
             "state": state.value,
             "closedAt": at,
             "error": to_document(failure) if failure is not None else None,
             "result": result,
+            **{f"steps.{step_key(step.name)}": to_document(step) for step in ended},
         }
-        answer = await self._operations.update_one(
-            {"_id": operation_id, "open": True}, {"$set": changes, "$inc": {"revision": 1}}, session=session
+        await self._operations.update_one(
+            {"_id": operation.id, "open": True}, {"$set": changes, "$inc": {"revision": 1}}, session=session
         )
-        return bool(answer.modified_count)
+        return ended
 
     def _turn(self, operation_id: str) -> asyncio.Lock:
         return self._turns.setdefault(operation_id, asyncio.Lock())

@@ -13,7 +13,7 @@ Workflow id: `tenant/<slug>/<operation id>`. Input: `OperationRequest`. It accep
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
@@ -36,10 +36,10 @@ with workflow.unsafe.imports_passed_through():
     from workflows.steps import Steps, branch, together
 
 # What a vendor does not make unique, and what removes a double of it.
-REMOVE_DOUBLES = {
-    "stalwart.role": StalwartActivities.delete_mail_role_doubles,
-    "ocis.space": OcisActivities.delete_space_doubles,
-    "stripe.customer": StripeActivities.delete_customer_doubles,
+REMOVE_DOUBLE = {
+    "stalwart.role": StalwartActivities.delete_mail_role_double,
+    "ocis.space": OcisActivities.delete_space_double,
+    "stripe.customer": StripeActivities.delete_customer_double,
 }
 
 
@@ -79,14 +79,17 @@ class ProvisionTenant:
         await self._step("authentik.member", AuthentikActivities.ensure_login_membership)
 
     async def _mail(self, plan: ProvisionPlan) -> None:
-        await together(
-            self._create("stalwart.role", StalwartActivities.ensure_mail_role),
-            *(self._mail_domain(domain) for domain in plan.domains),
-        )
-        if plan.mailbox_domain is not None:
-            await self._steps.run(
-                "stalwart.mailbox", StalwartActivities.ensure_mailbox, self._domain(plan.mailbox_domain)
-            )
+        others = [domain for domain in plan.domains if domain != plan.mailbox_domain]
+        await together(self._mailbox(plan.mailbox_domain), *(self._mail_domain(domain) for domain in others))
+
+    async def _mailbox(self, domain: str | None) -> None:
+        """Make the role, and under it the first admin's mailbox once its own domain is live."""
+        role = self._create("stalwart.role", StalwartActivities.ensure_mail_role)
+        if domain is None:
+            await role
+            return
+        await together(role, self._mail_domain(domain))
+        await self._steps.run("stalwart.mailbox", StalwartActivities.ensure_mailbox, self._domain(domain))
 
     async def _mail_domain(self, domain: str) -> None:
         request = self._domain(domain)
@@ -119,10 +122,10 @@ class ProvisionTenant:
         """Record the outcome for the tenant, then see that nothing was made twice; return what failed."""
         outcome = OutcomeRequest(operation_id=self._operation_id, tenant_slug=self._slug, failure=failure)
         settlement = await self._steps.record(PlatformActivities.record_tenant_outcome, outcome)
-        if settlement.unsettled_until is not None:
-            await _sleep_until(settlement.unsettled_until)
+        if settlement.unsettled_seconds:
+            await _sleep(settlement.unsettled_seconds)
         checks = [
-            branch(self._step(f"{name}_doubles", REMOVE_DOUBLES[name]))
+            branch(self._remove_doubles(name))
             for name, doubles in self._created.items()
             if doubles or name in settlement.repeated
         ]
@@ -132,8 +135,14 @@ class ProvisionTenant:
     async def _close(self, failure: Failure | None) -> None:
         state = OperationState.COMPLETED if failure is None else OperationState.FAILED
         request = CloseRequest(operation_id=self._operation_id, state=state, failure=failure)
-        while (until := await self._steps.record(PlatformActivities.close_operation, request)) is not None:
-            await _sleep_until(until)
+        while seconds := await self._steps.record(PlatformActivities.close_operation, request):
+            await _sleep(seconds)
+
+    async def _remove_doubles(self, name: str) -> None:
+        """Remove what was made twice, one in a step, so that each removal has its own record and event."""
+        number = 1
+        while (await self._step(f"{name}_double.{number}", REMOVE_DOUBLE[name])).doubles:
+            number += 1
 
     async def _create(self, name: str, method: Any) -> Any:
         result = await self._step(name, method)
@@ -147,6 +156,6 @@ class ProvisionTenant:
         return DomainRequest(operation_id=self._operation_id, tenant_slug=self._slug, domain=domain)
 
 
-async def _sleep_until(time: datetime) -> None:
-    # A little beyond, so that clocks which differ slightly do not make the lock ask again and again.
-    await workflow.sleep(max(time - workflow.now(), timedelta(0)) + timedelta(milliseconds=100))
+async def _sleep(seconds: float) -> None:
+    # A little longer, so that the first look afterwards finds it over.
+    await workflow.sleep(timedelta(seconds=seconds + 0.1))

@@ -39,6 +39,7 @@ class Steps:
         config = self._profile.vendor.copy()
         config["activity_id"] = activity_id(name, 1)
         config["task_queue"] = system_of(name)
+        config["summary"] = name
         return await workflow.execute_activity_method(method, request, **config)
 
     async def record(self, method: MethodAsyncSingleParam[Any, P, R], request: P) -> R:

@@ -42,6 +42,8 @@ Slug = Annotated[str, AfterValidator(_slug)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Domain = Annotated[str, StringConstraints(max_length=300), AfterValidator(normalise_domain)]
 Email = Annotated[str, StringConstraints(max_length=254), AfterValidator(normalise_email)]
+# It becomes the login name, and Authentik has no longer ones.
+LoginEmail = Annotated[str, StringConstraints(max_length=150), AfterValidator(normalise_email)]
 
 
 class BillingInfoPayload(Payload):
@@ -63,7 +65,7 @@ class TenantCreate(Payload):
     currency: Currency
     seats: Annotated[int, Field(ge=1, le=MAX_SEATS, strict=True)]
     domains: Annotated[list[Domain], Field(max_length=MAX_DOMAINS)]
-    admin_email: Email
+    admin_email: LoginEmail
     billing_info: BillingInfoPayload | None = None
 
 

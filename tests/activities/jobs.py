@@ -113,7 +113,7 @@ class Job:
         """End the operation, as the sweep would."""
 
         async def body(session: Session) -> None:
-            await self._store.operations.close(self.operation_id, state, utcnow(), session)
+            await build_recorder(self._store).close(await self.operation(), state, session)
 
         await self._store.database.run_transaction(body)
 
@@ -173,6 +173,7 @@ async def open_job(store: Store, *, admin_domain: str | None = None, tenant_age:
     operation = Operation(
         id=operation_id,
         kind=OperationKind.TENANT_PROVISION,
+        input={"tenantId": tenant_id},
         lock_key=lock,
         open=True,
         state=OperationState.RUNNING,

@@ -42,7 +42,7 @@ async def test_double_of_a_late_attempt(house: House, vendors: Vendors) -> None:
     await make_space(house, vendors, tenant_marker(house.job.slug))
     stranger = await make_space(house, vendors, "made by hand")
     for _ in range(2):
-        await house.run("ocis.space_doubles", "delete_space_doubles")
+        await house.run("ocis.space_double.1", "delete_space_double")
     left = {space.id for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))}
     assert left == {kept.resource_id, stranger.id}
 
@@ -52,9 +52,33 @@ async def test_double_with_files(house: House, vendors: Vendors) -> None:
     kept = await house.run("ocis.space", "ensure_space")
     double = await make_space(house, vendors, tenant_marker(house.job.slug))
     await house.control("ocis", f"spaces/{double.id}/files", {"bytes": 10})
-    await house.run("ocis.space_doubles", "delete_space_doubles")
+    await house.run("ocis.space_double.1", "delete_space_double")
     left = {space.id for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))}
     assert left == {kept.resource_id, double.id}
+
+
+async def test_disabled_double_with_files(house: House, vendors: Vendors) -> None:
+    """A disabled double does not tell what is in it: it is looked into, and left with its files."""
+    kept = await house.run("ocis.space", "ensure_space")
+    double = await make_space(house, vendors, tenant_marker(house.job.slug))
+    await house.control("ocis", f"spaces/{double.id}/files", {"bytes": 10})
+    await vendors.ocis.disable_space(double.id)
+    await house.run("ocis.space_double.1", "delete_space_double")
+    found = {space.id: space for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))}
+    assert set(found) == {kept.resource_id, double.id}
+    assert (found[double.id].disabled, found[double.id].quota_used) == (False, 10)
+    assert ("ocis.space_double_restored", "success") in await house.job.events()
+
+
+async def test_several_doubles(house: House, vendors: Vendors) -> None:
+    """Each removal is a step of its own, with its own event, until none is left."""
+    kept = await house.run("ocis.space", "ensure_space")
+    for _ in range(3):
+        await make_space(house, vendors, tenant_marker(house.job.slug))
+    more = [(await house.run(f"ocis.space_double.{number}", "delete_space_double")).doubles for number in (1, 2, 3)]
+    assert more == [True, True, False]
+    assert [space.id for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))] == [kept.resource_id]
+    assert (await house.job.events()).count(("ocis.space_double_removed", "success")) == 3
 
 
 async def test_space_in_use_is_chosen(house: House, vendors: Vendors) -> None:
@@ -70,7 +94,7 @@ async def test_double_half_removed(house: House, vendors: Vendors) -> None:
     kept = await house.run("ocis.space", "ensure_space")
     double = await make_space(house, vendors, tenant_marker(house.job.slug))
     await vendors.ocis.disable_space(double.id)
-    await house.run("ocis.space_doubles", "delete_space_doubles")
+    await house.run("ocis.space_double.1", "delete_space_double")
     assert [space.id for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))] == [kept.resource_id]
 
 

@@ -8,7 +8,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from domain.errors import OperationClosed
-from domain.operations import Failure, Fence, OperationState, StepState
+from domain.operations import Failure, Fence, OperationState, StepState, step_key
 from domain.provisioning import CloseRequest, OutcomeRequest, ProvisionPlan
 from domain.tenants import SystemStatus, TenantStatus
 from runtime.clock import utcnow
@@ -78,7 +78,7 @@ async def test_activated(house: House) -> None:
     """A run without failure activates the tenant, with one event, however often it is recorded."""
     for _ in range(2):
         settlement = await house.call("record_tenant_outcome", outcome(house))
-    assert (settlement.unsettled_until, settlement.repeated) == (None, [])
+    assert (settlement.unsettled_seconds, settlement.repeated) == (0, [])
     tenant = await house.job.tenant()
     assert (tenant.status, tenant.version) == (TenantStatus.ACTIVE, 2)
     assert await house.job.events() == [("tenant.activated", "success")]
@@ -108,16 +108,31 @@ async def test_repeated(house: House) -> None:
     await house.run("ocis.space", "ensure_space")
     settlement = await house.call("record_tenant_outcome", outcome(house))
     assert lost is not None
-    assert settlement.unsettled_until == lost.deadline
+    assert 0 < settlement.unsettled_seconds <= (lost.deadline - lost.started_at).total_seconds()
     assert settlement.repeated == ["ocis.space"]
 
 
 async def test_close(house: House) -> None:
     """Closing releases the lock and keeps how it ended; closing again changes nothing."""
-    assert await house.call("close_operation", closing(house, REFUSED)) is None
-    assert await house.call("close_operation", closing(house)) is None
+    assert await house.call("close_operation", closing(house, REFUSED)) == 0
+    assert await house.call("close_operation", closing(house)) == 0
     operation = await house.job.operation()
     assert (operation.open, operation.state, operation.error) == (False, OperationState.FAILED, REFUSED)
+
+
+async def test_close_tells_of_a_lost_write(house: House, store: Store) -> None:
+    """An attempt that died after it began to write, and was never repeated, is failed and has its event."""
+    await house.fault("ocis", action="lose_answer", method="POST")
+    with pytest.raises(ApplicationError):
+        await house.run("ocis.space", "ensure_space")
+    path = f"steps.{step_key('ocis.space')}"
+    over = {f"{path}.unsettledUntil": None, f"{path}.lastError": None, f"{path}.state": StepState.RUNNING.value}
+    await store.database.collection("operations").update_one({"_id": house.job.operation_id}, {"$set": over})
+    assert await house.call("close_operation", closing(house, REFUSED)) == 0
+    step = await house.job.step("ocis.space")
+    assert step.last_error is not None
+    assert (step.state, step.last_error.code) == (StepState.FAILED, "attempt_lost")
+    assert await house.job.events() == [("ocis.space_created", "failure")]
 
 
 async def test_close_keeps_the_lock(house: House, store: Store) -> None:
@@ -131,7 +146,7 @@ async def test_close_keeps_the_lock(house: House, store: Store) -> None:
     await begin(1, now - timedelta(seconds=1))
     deadline = now + timedelta(seconds=30)
     await begin(2, deadline)
-    assert await house.call("close_operation", closing(house)) == deadline
+    assert 0 < await house.call("close_operation", closing(house)) <= 30
     assert (await house.job.operation()).open
 
 
@@ -140,5 +155,5 @@ async def test_close_after_the_deadline(house: House, store: Store) -> None:
     now = utcnow()
     fence = Fence(scheduled_at=now, number=1)
     await store.operations.begin_attempt(house.job.operation_id, "ocis.space", fence, now, now)
-    assert await house.call("close_operation", closing(house)) is None
+    assert await house.call("close_operation", closing(house)) == 0
     assert not (await house.job.operation()).open

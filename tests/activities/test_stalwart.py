@@ -44,7 +44,7 @@ async def test_double_of_a_late_attempt(house: House, vendors: Vendors) -> None:
     kept = await house.run("stalwart.role", "ensure_mail_role")
     await make_role(house, vendors)
     for _ in range(2):
-        await house.run("stalwart.role_doubles", "delete_mail_role_doubles")
+        await house.run("stalwart.role_double.1", "delete_mail_role_double")
     assert [row["id"] for row in await house.objects("stalwart", "roles")] == [kept.resource_id]
 
 
@@ -57,8 +57,9 @@ async def test_double_in_use(house: House, vendors: Vendors) -> None:
     await vendors.stalwart.create_mailbox(
         MailboxSpec(local_part="bo", domain_id=domain.id, description="x", role_id=double, quota_bytes=1)
     )
-    await house.run("stalwart.role_doubles", "delete_mail_role_doubles")
+    await house.run("stalwart.role_double.1", "delete_mail_role_double")
     assert double in [row["id"] for row in await house.objects("stalwart", "roles")]
+    assert "stalwart.role_double_removed" not in [action for action, _ in await house.job.events()]
 
 
 async def test_foreign_domain(house: House, vendors: Vendors) -> None:

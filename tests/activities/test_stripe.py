@@ -76,7 +76,7 @@ async def test_double_of_a_late_attempt(house: House, vendors: Vendors) -> None:
     kept = await house.run("stripe.customer", "ensure_customer")
     await make_customer(house, vendors)
     for _ in range(2):
-        await house.run("stripe.customer_doubles", "delete_customer_doubles")
+        await house.run("stripe.customer_double.1", "delete_customer_double")
     found = await vendors.stripe.find_customers(utcnow() - timedelta(hours=1), house.job.tenant_id)
     assert [each.id for each in found] == [kept.resource_id]
 
@@ -91,7 +91,7 @@ async def test_double_in_use(house: House, vendors: Vendors) -> None:
         customer=double, price=price.resource_id, quantity=1, days_until_due=14, metadata={}
     )
     await vendors.stripe.create_subscription(subscription, f"late-{double}")
-    await house.run("stripe.customer_doubles", "delete_customer_doubles")
+    await house.run("stripe.customer_double.1", "delete_customer_double")
     assert await vendors.stripe.retrieve_customer(double) is not None
 
 

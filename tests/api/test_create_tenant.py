@@ -401,5 +401,5 @@ class TestPreferWait:
         while (operation := await store.operations.holder(tenant_lock("acme"))) is None:
             await asyncio.sleep(0.01)
         await store.database.run_transaction(
-            lambda session: store.operations.close(operation.id, OperationState.COMPLETED, utcnow(), session)
+            lambda session: store.operations.close(operation, OperationState.COMPLETED, utcnow(), session)
         )

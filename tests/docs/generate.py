@@ -158,6 +158,11 @@ CODES = {
         "The time budget ended without a recorded error; otherwise the last attempt's code stands.",
         "Operator: see why no attempt ended, for example a worker that was away.",
     ),
+    "attempt_lost": Words(
+        "Failure",
+        "A step's last attempt ended without a record, and nothing tried it again.",
+        "Look in the outside system for what it had done.",
+    ),
     "ended_outside": Words(
         "Failure", "The execution ended in Temporal without closing its operation.", "See who ended it, and why."
     ),

@@ -8,7 +8,7 @@ One kill serves a whole column: each cell is a tenant of its own, held at its ow
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,18 +55,18 @@ WRITES = [
     Write("create role", "stalwart.role", contains=('"x:Role/set"',)),
     Write("create domain", "stalwart.domain", contains=('"x:Domain/set"',)),
     Write("create mailbox", "stalwart.mailbox", contains=('"x:Account/set"',)),
-    Write("remove role double", "stalwart.role_doubles", contains=('"x:Role/set"',)),
+    Write("remove role double", "stalwart.role_double.1", contains=('"x:Role/set"',)),
     Write("create files group", "ocis.group"),
     Write("create space", "ocis.space"),
     Write("set quota", "ocis.quota", methods="PATCH"),
     Write("invite group", "ocis.member"),
-    Write("disable space double", "ocis.space_doubles", methods="DELETE"),
-    Write("purge space double", "ocis.space_doubles", methods="DELETE"),
+    Write("disable space double", "ocis.space_double.1", methods="DELETE"),
+    Write("purge space double", "ocis.space_double.1", methods="DELETE"),
     Write("create customer", "stripe.customer"),
     Write("create product", "stripe.product"),
     Write("create price", "stripe.price"),
     Write("create subscription", "stripe.subscription"),
-    Write("remove customer double", "stripe.customer_doubles", methods="DELETE"),
+    Write("remove customer double", "stripe.customer_double.1", methods="DELETE"),
 ]
 
 

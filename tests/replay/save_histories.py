@@ -5,7 +5,6 @@ Runs the real workflow on a real server with activities that follow a script; no
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from temporalio.testing import WorkflowEnvironment
 
 from domain.errors import ForeignObject, OutcomeUnknown, VendorRateLimited, VendorUnavailable
 from domain.provisioning import ProvisionPlan, RetryProfile
+from runtime.process import run_and_exit
 from sandbox.stack.layout import find_binary
 from tests.workflows.script import DOMAIN, Script, Stage
 
@@ -73,6 +73,12 @@ def without_traces(history: str) -> str:
     return json.dumps(strip(json.loads(history)), indent=1) + "\n"
 
 
-if __name__ == "__main__":
-    for each in asyncio.run(save(HISTORIES / "ProvisionTenant")):
+async def main() -> int:
+    """Save the cases that have no history yet."""
+    for each in await save(HISTORIES / "ProvisionTenant"):
         print(f"saved {each.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_and_exit(main())

@@ -27,7 +27,7 @@ from runtime import dispatcher as dispatching
 from runtime.clock import utcnow
 from runtime.dispatcher import Dispatcher
 from runtime.search_attributes import ensure_search_attributes
-from runtime.wiring import Store
+from runtime.wiring import Store, build_recorder
 from sandbox.stack.layout import find_binary
 from tests.store.builders import LONG_AGO, build_operation, build_tenant, keep
 
@@ -64,7 +64,7 @@ def dispatcher(temporal: Client, store: Store) -> Dispatcher:
 
 
 def build_dispatcher(client: Client, store: Store) -> Dispatcher:
-    return Dispatcher(client, store.database, store.operations, store.tenants, store.audit, RetryProfile.FAST)
+    return Dispatcher(client, store.database, build_recorder(store), store.tenants, store.audit, RetryProfile.FAST)
 
 
 async def reread(store: Store, operation: Operation) -> Operation:

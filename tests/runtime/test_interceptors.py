@@ -33,7 +33,8 @@ from domain.provisioning import StepResult
 from domain.tenants import SystemStatus
 from integrations import call_context
 from runtime.clock import utcnow
-from runtime.interceptors import MARGIN, StepInterceptor, StepRecorder
+from runtime.interceptors import MARGIN, StepInterceptor
+from runtime.recorder import Recorder
 from runtime.search_attributes import ensure_search_attributes
 from runtime.steps import current_step
 from runtime.wiring import Store, Vendors
@@ -385,7 +386,7 @@ class OneStep:
         )
 
 
-class Recorded(StepRecorder):
+class Recorded(Recorder):
     """The real recorder, which also keeps the times at which it said that the next attempt would be."""
 
     def __init__(self, store: Store) -> None:

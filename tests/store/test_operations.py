@@ -11,7 +11,7 @@ from pymongo.errors import DuplicateKeyError
 from domain.errors import OperationClosed
 from domain.operations import Acting, Failure, Fence, Operation, OperationState, Step, StepState
 from runtime.clock import utcnow
-from runtime.wiring import Store
+from runtime.wiring import Store, build_recorder
 from store.database import Session
 from tests.store.builders import LONG_AGO, build_operation, keep
 
@@ -46,8 +46,9 @@ async def end(store: Store, operation: Operation, at: Fence, state: StepState = 
 
 async def close(store: Store, operation: Operation, state: OperationState = OperationState.COMPLETED) -> bool:
     failure = Failure(code="x", message="x") if state is OperationState.FAILED else None
+    current = await reread(store, operation)
     return await store.database.run_transaction(
-        lambda session: store.operations.close(operation.id, state, utcnow(), session, failure=failure)
+        lambda session: build_recorder(store).close(current, state, session, failure=failure)
     )
 
 

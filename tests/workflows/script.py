@@ -95,14 +95,15 @@ class Script:
         self.outcome = request
         now = activity.info().scheduled_time
         self.settled_at = now + self.unsettled if self.unsettled is not None else None
-        return Settlement(unsettled_until=self.settled_at, repeated=list(self.repeated))
+        seconds = self.unsettled.total_seconds() if self.unsettled is not None else 0.0
+        return Settlement(unsettled_seconds=seconds, repeated=list(self.repeated))
 
-    def close(self, request: CloseRequest) -> datetime | None:
+    def close(self, request: CloseRequest) -> float:
         """Keep the close, and refuse it for as long as the script says."""
         now = activity.info().scheduled_time
-        until = now + self.not_yet.pop(0) if self.not_yet else None
-        self.closes.append((request, now, until))
-        return until
+        wait = self.not_yet.pop(0) if self.not_yet else None
+        self.closes.append((request, now, now + wait if wait is not None else None))
+        return wait.total_seconds() if wait is not None else 0.0
 
     @property
     def closed(self) -> CloseRequest:
@@ -190,7 +191,7 @@ class Stage:
         return self._script().record_outcome(request)
 
     @activity.defn(name="close_operation")
-    async def _close(self, request: CloseRequest) -> datetime | None:
+    async def _close(self, request: CloseRequest) -> float:
         return self._script().close(request)
 
     def _script(self) -> Script:

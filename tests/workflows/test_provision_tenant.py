@@ -107,10 +107,10 @@ async def test_doubles_after_everything_has_settled(stage: Stage) -> None:
     """What was created more than once is looked at only when no attempt can write any more, and before the close."""
     script = await stage.play(Script(unsettled=timedelta(seconds=30), repeated=("ocis.space", "ocis.group")))
     assert script.settled_at is not None
-    assert script.begun["ocis.space_doubles"] > script.settled_at
+    assert script.begun["ocis.space_double.1"] > script.settled_at
     ((_, closed_at, _),) = script.closes
-    assert closed_at > script.begun["ocis.space_doubles"]
-    assert {name for name in script.begun if name.endswith("_doubles")} == {"ocis.space_doubles"}
+    assert closed_at > script.begun["ocis.space_double.1"]
+    assert {name for name in script.begun if name.endswith("_double.1")} == {"ocis.space_double.1"}
 
 
 async def test_nothing_repeated_but_unsettled(stage: Stage) -> None:
@@ -126,22 +126,22 @@ async def test_nothing_repeated_but_unsettled(stage: Stage) -> None:
 async def test_doubles_seen(stage: Stage, create: str) -> None:
     """Doubles that a create saw are removed, however few attempts it took."""
     script = await stage.play(Script(doubles=frozenset({create})))
-    assert {name for name in script.begun if name.endswith("_doubles")} == {f"{create}_doubles"}
+    assert {name for name in script.begun if name.endswith("_double.1")} == {f"{create}_double.1"}
 
 
 async def test_doubles_of_a_refused_create(stage: Stage) -> None:
     """A create that was refused left nothing to keep, so nothing is removed."""
     script = Script(repeated=("ocis.space",)).fails("ocis.space", outage(1), ForeignObject("ocis", "not ours"))
     await stage.play(script)
-    assert "ocis.space_doubles" not in script.begun
+    assert "ocis.space_double.1" not in script.begun
 
 
 async def test_doubles_cannot_be_removed(stage: Stage) -> None:
     """If removing doubles is refused, the operation has failed there: one of each is what it promises."""
-    script = Script(doubles=frozenset({"ocis.space"})).fails("ocis.space_doubles", ForeignObject("ocis", "not ours"))
+    script = Script(doubles=frozenset({"ocis.space"})).fails("ocis.space_double.1", ForeignObject("ocis", "not ours"))
     await stage.play(script)
     assert script.closed.failure is not None
-    assert script.closed.failure.step == "ocis.space_doubles"
+    assert script.closed.failure.step == "ocis.space_double.1"
     assert script.outcome is not None
     assert script.outcome.failure is None
 
@@ -149,7 +149,7 @@ async def test_doubles_cannot_be_removed(stage: Stage) -> None:
 async def test_first_failure_is_told(stage: Stage) -> None:
     """The failure that kept the tenant from turning active is told before one of the clean-up."""
     script = Script(doubles=frozenset({"ocis.space"}))
-    for step in ("ocis.space_doubles", "authentik.group"):
+    for step in ("ocis.space_double.1", "authentik.group"):
         script.fails(step, ForeignObject("vendor", "not ours"))
     await stage.play(script)
     assert script.closed.failure is not None
