@@ -89,9 +89,7 @@ class DomainView(Model):
     dns_records: list[DnsRecord]
 
 
-class TenantSummary(Model):
-    """A tenant in a list."""
-
+class _TenantFacts(Model):
     id: str
     slug: str
     name: str
@@ -101,9 +99,14 @@ class TenantSummary(Model):
     seats: int
     status: TenantStatus
     partner_slug: str | None
-    domains: list[str]
     provisioning_status: dict[str, SystemStatus]
     created_at: Timestamp
+
+
+class TenantSummary(_TenantFacts):
+    """A tenant in a list."""
+
+    domains: list[str]
 
 
 class TenantPage(Model):
@@ -113,20 +116,10 @@ class TenantPage(Model):
     next_cursor: str | None = None
 
 
-class TenantView(Model):
+class TenantView(_TenantFacts):
     """A tenant, whole."""
 
-    id: str
-    slug: str
-    name: str
-    plan: str
-    cycle: Cycle
-    currency: Currency
-    seats: int
-    status: TenantStatus
-    partner_slug: str | None
     domains: list[DomainView]
-    provisioning_status: dict[str, SystemStatus]
     provisioning_errors: dict[str, SystemFailure]
     resources: dict[str, str]
     suspensions: list[dict[str, str]] = Field(default_factory=list)
@@ -134,7 +127,6 @@ class TenantView(Model):
     legal_hold: bool
     version: int
     operation: OperationView | None
-    created_at: Timestamp
     updated_at: Timestamp
 
 

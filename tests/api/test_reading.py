@@ -247,8 +247,10 @@ async def test_a_tenant_shows_its_operation_and_its_version(api: Api, store: Sto
     await store.database.run_transaction(
         lambda session: store.tenants.set_system("acme", "ocis", SystemStatus.OK, None, session)
     )
+    held = await store.operations.get(operation["id"])
+    assert held is not None
     await store.database.run_transaction(
-        lambda session: store.operations.close(operation["id"], OperationState.COMPLETED, utcnow(), session)
+        lambda session: store.operations.close(held, OperationState.COMPLETED, utcnow(), session)
     )
     second = await api.get("/tenants/acme")
     assert second.headers["ETag"] == '"1"'
