@@ -14,7 +14,7 @@ from domain.people import Partner, PartnerStatus, User
 from domain.tenants import Tenant
 from runtime.intents import Requester
 from runtime.wiring import Store
-from store.database import Document
+from store.tenants import Visibility
 
 OPERATOR_AUDIENCE = "dezky-operator"
 OPERATOR_ONLY = "This endpoint requires an operator-scoped token"
@@ -55,14 +55,13 @@ class Caller:
         return self.is_operator or own or self.user.role_in(tenant.id) is not None
 
     @property
-    def visible_tenants(self) -> Document:
-        """Return the query for the tenants that are the caller's to see."""
-        if self.is_operator:
-            return {}
-        alternatives: list[Document] = [{"_id": {"$in": [each.tenant_id for each in self.user.memberships]}}]
-        if self.partner is not None:
-            alternatives.append({"partnerId": self.partner.id})
-        return {"$or": alternatives}
+    def visible_tenants(self) -> Visibility:
+        """Return which tenants are the caller's to see: the same as `may_see`, for lists."""
+        return Visibility(
+            everything=self.is_operator,
+            partner_id=self.partner.id if self.partner is not None else None,
+            tenant_ids=tuple(each.tenant_id for each in self.user.memberships),
+        )
 
 
 class Guard:

@@ -88,7 +88,7 @@ class _StepActivity(ActivityInboundInterceptor):
             "activity_id": info.activity_id,
             "attempt": info.attempt,
         }
-        with structlog.contextvars.bound_contextvars(**context):
+        with structlog.contextvars.bound_contextvars(**context, request_id=None):
             try:
                 async with _heartbeats():
                     if step is None:
@@ -107,9 +107,10 @@ class _StepActivity(ActivityInboundInterceptor):
         now = utcnow()
         # Taken before the record is written: a slow write must not let the vendor be called past the recorded deadline.
         last_call = asyncio.get_running_loop().time() + (info.start_to_close_timeout - MARGIN).total_seconds()
-        step = await self._recorder.operations.begin_attempt(
+        step, request_id = await self._recorder.operations.begin_attempt(
             operation_id, name, fence, now, now + info.start_to_close_timeout
         )
+        structlog.contextvars.bind_contextvars(request_id=request_id)
         lock_key = workflow_id.removesuffix(f"/{operation_id}")
         enter_step(_RunningStep(self._recorder.operations, lock_key, operation_id, step))
         call_context.correlation_id.set(f"{workflow_id}/{info.activity_id}/{info.attempt}")

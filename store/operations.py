@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from domain.errors import OperationClosed
@@ -15,6 +16,7 @@ from domain.operations import (
     Failure,
     Fence,
     Operation,
+    OperationKind,
     OperationState,
     Progress,
     Step,
@@ -23,6 +25,33 @@ from domain.operations import (
 )
 from store.database import Database, Document, Session
 from store.documents import from_document, to_document
+
+
+@dataclass(frozen=True)
+class OperationFilter:
+    """Which operations are wanted; None leaves an axis open."""
+
+    # Only those of these tenants: what a partner may see.
+    among: list[str] | None = None
+    tenant_slug: str | None = None
+    kind: OperationKind | None = None
+    state: OperationState | None = None
+
+    @property
+    def query(self) -> list[Document]:
+        """Return the conditions that a wanted operation meets."""
+        exact = {"tenantSlug": self.tenant_slug, "kind": self.kind, "state": self.state}
+        conditions: list[Document] = [{name: str(value)} for name, value in exact.items() if value is not None]
+        if self.among is not None:
+            conditions.append({"tenantSlug": {"$in": self.among}})
+        return conditions
+
+
+class Begun(NamedTuple):
+    """A recorded attempt: its step as it stands, and the request that its operation came from."""
+
+    step: Step
+    request_id: str | None
 
 
 class OperationRepository:
@@ -52,10 +81,10 @@ class OperationRepository:
         found = await self._operations.find_one({"lockKey": lock_key, "open": True}, session=session)
         return from_document(Operation, found)
 
-    async def page(self, filters: Document, before: str | None, limit: int) -> list[Operation]:
-        """Return operations newest first, older than the id `before`."""
-        query = {**filters, **({"_id": {"$lt": before}} if before is not None else {})}
-        rows = await self._operations.find(query).sort("_id", -1).to_list(limit)
+    async def page(self, wanted: OperationFilter, before: str | None, limit: int) -> list[Operation]:
+        """Return the wanted operations newest first, older than the id `before`."""
+        older: Document = {"_id": {"$lt": before}} if before is not None else {}
+        rows = await self._operations.find({"$and": [older, *wanted.query]}).sort("_id", -1).to_list(limit)
         return [Operation.model_validate(row) for row in rows]
 
     async def unstarted(self, created_before: datetime, limit: int) -> list[Operation]:
@@ -90,7 +119,7 @@ class OperationRepository:
 
     async def begin_attempt(
         self, operation_id: str, name: str, fence: Fence, started_at: datetime, deadline: datetime
-    ) -> Step:
+    ) -> Begun:
         """Record an attempt before its vendor is called, and return the step as it stands.
 
         The end of an earlier attempt that was never recorded becomes part of `unsettledUntil`.
@@ -142,10 +171,12 @@ class OperationRepository:
             {"$set": {f"{path}.attempt": {"$literal": attempt}}},
         ]
         async with self._turn(operation_id):
-            found = await self._operations.find_one_and_update(query, update, return_document=True)
+            found = await self._operations.find_one_and_update(
+                query, update, projection={path: 1, "requestId": 1}, return_document=True
+            )
         if found is None:
             raise OperationClosed("The operation has ended, or a newer attempt of this step has begun.")
-        return Operation.model_validate(found).step(name)
+        return Begun(Step.model_validate(found["steps"][step_key(name)]), found["requestId"])
 
     async def mark_acting(self, operation_id: str, name: str, fence: Fence, acting: Acting | None) -> None:
         """Record what an attempt is about to change outside; None takes it back.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from domain.tenants import (
+    SYSTEMS,
     DnsRecord,
     DomainState,
     SystemFailure,
@@ -18,6 +21,51 @@ from store.database import Database, Document, Session
 from store.documents import from_document, to_document
 
 UNVERIFIED_CLAIM_LASTS = timedelta(days=14)
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Whose tenants somebody may see: all, those of a partner, those they are a member of."""
+
+    everything: bool = False
+    partner_id: str | None = None
+    tenant_ids: tuple[str, ...] = ()
+
+    @property
+    def query(self) -> Document:
+        """Return the condition that a visible tenant meets."""
+        if self.everything:
+            return {}
+        alternatives: list[Document] = [{"_id": {"$in": list(self.tenant_ids)}}]
+        if self.partner_id is not None:
+            alternatives.append({"partnerId": self.partner_id})
+        return {"$or": alternatives}
+
+
+@dataclass(frozen=True)
+class TenantFilter:
+    """Which tenants are wanted; None leaves an axis open."""
+
+    status: TenantStatus | None = None
+    plan: str | None = None
+    partner_slug: str | None = None
+    # Part of the slug, the name or a domain, in any case.
+    text: str | None = None
+    # Any system in this state.
+    provisioning: SystemStatus | None = None
+
+    @property
+    def query(self) -> list[Document]:
+        """Return the conditions that a wanted tenant meets."""
+        exact = {"status": self.status, "plan": self.plan, "partnerSlug": self.partner_slug}
+        conditions: list[Document] = [{name: str(value)} for name, value in exact.items() if value is not None]
+        if self.text is not None:
+            part = {"$regex": re.escape(self.text), "$options": "i"}
+            conditions.append({"$or": [{"slug": part}, {"name": part}, {"domains.name": part}]})
+        if self.provisioning is not None:
+            wanted = self.provisioning.value
+            conditions.append({"$or": [{f"provisioningStatus.{system}": wanted} for system in SYSTEMS]})
+        return conditions
 
 
 class TenantRepository:
@@ -43,9 +91,9 @@ class TenantRepository:
         rows = await self._tenants.find({"_id": {"$in": ids}}).sort("slug", 1).to_list(None)
         return [Tenant.model_validate(row) for row in rows]
 
-    async def slugs(self, query: Document) -> list[str]:
-        """Return the slugs of the tenants that match."""
-        return [str(slug) for slug in await self._tenants.distinct("slug", query)]
+    async def slugs(self, visible: Visibility) -> list[str]:
+        """Return the slugs of the visible tenants."""
+        return [str(slug) for slug in await self._tenants.distinct("slug", visible.query)]
 
     async def newest(self) -> Tenant | None:
         """Return the tenant that was created last."""
@@ -83,15 +131,22 @@ class TenantRepository:
         return int(rows[0]["seats"]) if rows else 0
 
     async def page(
-        self, query: Document, *, sort: str, descending: bool, after: tuple[Any, str] | None, limit: int
+        self,
+        visible: Visibility,
+        wanted: TenantFilter,
+        *,
+        sort: str,
+        descending: bool,
+        after: tuple[Any, str] | None,
+        limit: int,
     ) -> list[Tenant]:
-        """Return tenants that match, ordered by a field and then by id.
+        """Return visible tenants that are wanted, ordered by a field and then by id.
 
         Args:
             after: the field's value and the id of the last tenant of the page before; stable under inserts.
         """
         direction, beyond = (-1, "$lt") if descending else (1, "$gt")
-        conditions = [query]
+        conditions = [visible.query, *wanted.query]
         if after is not None:
             value, identifier = after
             conditions.append({"$or": [{sort: {beyond: value}}, {sort: value, "_id": {beyond: identifier}}]})

@@ -17,7 +17,7 @@ from domain.errors import NotFound
 from domain.operations import Operation, OperationKind, OperationState
 from runtime.clock import utcnow
 from runtime.wiring import Store
-from store.database import Document
+from store.operations import OperationFilter
 
 router = APIRouter(tags=["operations"])
 
@@ -41,13 +41,10 @@ async def list_operations(
 ) -> OperationPage:
     """List operations, newest first; a partner's are those of its own tenants."""
     store: Store = request.app.state.store
-    wanted = {"tenantSlug": tenant, "kind": kind.value if kind else None, "state": state.value if state else None}
-    filters: Document = {name: value for name, value in wanted.items() if value is not None}
-    if not caller.is_operator:
-        slugs = await store.tenants.slugs(caller.visible_tenants)
-        filters = {"$and": [filters, {"tenantSlug": {"$in": slugs}}]}
+    among = None if caller.is_operator else await store.tenants.slugs(caller.visible_tenants)
+    wanted = OperationFilter(among=among, tenant_slug=tenant, kind=kind, state=state)
     before = decode_cursor(cursor, str)[0] if cursor is not None else None
-    found = await store.operations.page(filters, before, limit)
+    found = await store.operations.page(wanted, before, limit)
     return OperationPage(
         items=[show(request, caller, each) for each in found],
         next_cursor=encode_cursor(found[-1].id) if len(found) == limit else None,

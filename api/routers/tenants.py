@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -21,10 +20,10 @@ from domain.errors import Invalid, Malformed, NotAllowed, NotFound
 from domain.ids import SLUG_MAX, SLUG_MIN, is_slug, tenant_lock
 from domain.operations import Operation
 from domain.people import normalise_email
-from domain.tenants import MAX_DOMAINS, MAX_SEATS, SYSTEMS, BillingInfo, SystemStatus, TenantStatus, normalise_domain
+from domain.tenants import MAX_DOMAINS, MAX_SEATS, BillingInfo, SystemStatus, TenantStatus, normalise_domain
 from runtime.intents import Intents, NewTenant, require_active
 from runtime.wiring import Store
-from store.database import Document
+from store.tenants import TenantFilter
 
 router = APIRouter(tags=["tenants"])
 
@@ -148,15 +147,7 @@ async def list_tenants(
 ) -> TenantPage:
     """List the tenants that are visible to the caller."""
     store: Store = request.app.state.store
-    conditions: list[Document] = [caller.visible_tenants]
-    wanted = {"status": status.value if status else None, "plan": plan, "partnerSlug": partner}
-    conditions += [{name: value} for name, value in wanted.items() if value is not None]
-    if q is not None:
-        part = {"$regex": re.escape(q), "$options": "i"}
-        conditions.append({"$or": [{"slug": part}, {"name": part}, {"domains.name": part}]})
-    if provisioning is not None:
-        systems = [{f"provisioningStatus.{system}": provisioning.value} for system in SYSTEMS]
-        conditions.append({"$or": systems})
+    wanted = TenantFilter(status=status, plan=plan, partner_slug=partner, text=q, provisioning=provisioning)
     field, descending = sort.lstrip("-"), sort.startswith("-")
     after = None
     if cursor is not None:
@@ -164,7 +155,9 @@ async def list_tenants(
         if named != sort:
             raise Malformed("The cursor belongs to another order.", code="cursor_malformed")
         after = (value, identifier)
-    found = await store.tenants.page({"$and": conditions}, sort=field, descending=descending, after=after, limit=limit)
+    found = await store.tenants.page(
+        caller.visible_tenants, wanted, sort=field, descending=descending, after=after, limit=limit
+    )
     last = found[-1] if len(found) == limit else None
     return TenantPage(
         items=[summarise_tenant(each) for each in found],

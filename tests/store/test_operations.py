@@ -24,7 +24,8 @@ def fence(number: int, scheduled: int = 0) -> Fence:
 
 
 async def begin(store: Store, operation: Operation, at: Fence, deadline: datetime = DEADLINE) -> Step:
-    return await store.operations.begin_attempt(operation.id, STEP, at, LONG_AGO, deadline)
+    begun = await store.operations.begin_attempt(operation.id, STEP, at, LONG_AGO, deadline)
+    return begun.step
 
 
 async def end(store: Store, operation: Operation, at: Fence, state: StepState = StepState.DONE) -> list[Step]:
