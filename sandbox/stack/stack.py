@@ -199,6 +199,7 @@ class Stack:
         return [
             str(find_binary("mongod")), "--bind_ip", HOST, "--port", str(self._ports.mongo),
             "--dbpath", str(self._files.mongo), "--replSet", REPLICA_SET,
+            "--nounixsocket",
             "--wiredTigerCacheSizeGB", "0.5", "--quiet",
             # A killed client's open transaction would block others for a minute.
             "--setParameter", "transactionLifetimeLimitSeconds=10",

@@ -58,7 +58,7 @@ class Mongod:
         self._directory.mkdir(parents=True, exist_ok=True)
         command = [
             str(find_binary("mongod")), "--bind_ip", HOST, "--port", str(self.port), "--dbpath", str(self._directory),
-            "--replSet", "rs0", "--quiet", "--wiredTigerCacheSizeGB", "0.25",
+            "--replSet", "rs0", "--quiet", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25",
             "--setParameter", "transactionLifetimeLimitSeconds=10",
             "--setParameter", "diagnosticDataCollectionEnabled=false",
         ]  # fmt: skip
