@@ -65,7 +65,7 @@ async def run_demo(port_base: int | None, data_dir: Path) -> int:
     ]
     table = Table(title="What was promised, and what is there", title_justify="left")
     for column in ("", "Claim", "Found"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for claim in claims:
         table.add_row("[green]yes[/green]" if claim.holds else "[red]NO[/red]", claim.text, claim.found)
     console.print(table)
@@ -111,7 +111,7 @@ def _steps_table(operation: dict[str, Any]) -> Table:
     progress = operation["progress"]
     table = Table(title=f"{operation['state']}: {progress['done']} of {progress['total']} steps", title_justify="left")
     for column in ("Step", "State", "Attempts", "Problem"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     colours = {"done": "green", "running": "yellow", "retrying": "red", "failed": "red"}
     for step in operation["steps"]:
         state = step["state"]
@@ -156,15 +156,21 @@ async def _vendor_claims(facts: Facts, slug: str, tenant: dict[str, Any]) -> lis
     look("ocis", "memberships", "The group may edit the space", lambda row: row["id"] == group_id)
     customers = look("stripe", "customers", "A customer", lambda row: row["metadata"].get("dezkyTenant") == slug)
     customer_ids = {customer["id"] for customer in customers}
-    look(
-        "stripe",
-        "subscriptions",
-        f"A subscription for {SEATS} seats",
-        lambda row: row["customer"] in customer_ids and _quantity(row) == SEATS,
-    )
+    dark = tenant["provisioningStatus"]["stripe"] == "disabled"
+    if dark:
+        found.pop()
+    else:
+        look(
+            "stripe",
+            "subscriptions",
+            f"A subscription for {SEATS} seats",
+            lambda row: row["customer"] in customer_ids and _quantity(row) == SEATS,
+        )
     claims = [Claim(f"{system}: {text}", len(rows) == 1, _count(rows)) for system, text, rows in found]
     keys = [row for row in objects["stalwart"]["dkimSignatures"] if row["domainId"] in domain_ids]
     claims.append(Claim("stalwart: both DKIM keys", len(keys) == 2, _count(keys)))
+    if dark:
+        claims.append(Claim("stripe: Nothing, for billing is off", not customers, str(len(customers))))
     if not spaces:
         claims.append(Claim("ocis: the space is known here", False, "absent"))
     return claims

@@ -26,7 +26,7 @@ app = typer.Typer(
 
 @app.command()
 def up(
-    port_base: PortBase = None,
+    port_base: Annotated[int, typer.Option("--port-base", help="First of 100 ports.")] = DEFAULT_PORT_BASE,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     without: Annotated[
         list[str] | None, typer.Option("--without", help="`api` or `worker`: you run it yourself.")
@@ -36,7 +36,7 @@ def up(
     from cli.up import run_up
     from runtime.process import run_and_exit
 
-    run_and_exit(run_up(DEFAULT_PORT_BASE if port_base is None else port_base, data_dir, without or []))
+    run_and_exit(run_up(port_base, data_dir, without or []))
 
 
 @app.command()

@@ -9,9 +9,10 @@ from pathlib import Path
 import uvicorn
 
 from cli.errors import stop_with
+from cli.status import running_facts
 from runtime.process import run_and_exit
 from sandbox.stack.layout import Files, LayoutError, Ports
-from sandbox.stack.stack import Stack, read_facts
+from sandbox.stack.stack import Stack
 
 # Set by `dezky up` for its children, and by whoever runs the product elsewhere.
 _CONFIGURED_BY = "AUTHENTIK_ISSUER"
@@ -21,7 +22,7 @@ def adopt_stack(port_base: int | None, data_dir: Path) -> None:
     """Take the settings of the stack that runs in the data directory, unless the environment has its own."""
     if os.environ.get(_CONFIGURED_BY):
         return
-    facts = read_facts(data_dir)
+    facts = running_facts(data_dir)
     if facts is None or (port_base is not None and port_base != facts.portBase):
         stop_with("There are no settings in the environment, and no embedded stack runs here. Start it: dezky up")
     try:
@@ -29,6 +30,8 @@ def adopt_stack(port_base: int | None, data_dir: Path) -> None:
     except LayoutError as error:
         stop_with(str(error))
     os.environ.update(stack.environment())
+    # `up` may have been given a database that this shell does not know of.
+    os.environ.update(MONGO_URL=facts.mongo, MONGO_DATABASE=facts.mongoDatabase)
 
 
 def run_api() -> None:

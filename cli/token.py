@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+from pymongo.errors import PyMongoError
 
 from cli.errors import say
 from cli.status import running_stack
@@ -24,11 +25,15 @@ async def run_token(role: str, partner: str, tenant: str | None, port_base: int 
     store = Store(facts.mongo, facts.mongoDatabase)
     try:
         user = await _find(store, role, partner, tenant)
+        token = await mint(facts, role, user.email) if user is not None else None
+    except (PyMongoError, httpx.HTTPError) as error:
+        say(f"The database or the login of the stack does not answer ({type(error).__name__}): see dezky status.")
+        return 1
     finally:
         store.database.close()
-    if user is None:
+    if token is None:
         return 1
-    print(await mint(facts, role, user.email), flush=True)
+    print(token, flush=True)
     return 0
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from cli.errors import say
+from cli.status import running_facts
 from runtime.process import stop_event
 from sandbox.stack.layout import Files, LayoutError, Ports
 from sandbox.stack.seeds import OPERATOR_EMAIL, PARTNER_SLUG, STAFF_EMAIL
-from sandbox.stack.stack import PRODUCT, Facts, Stack, read_facts
+from sandbox.stack.stack import PRODUCT, Facts, Stack
 
 
 async def run_up(port_base: int, data_dir: Path, without: Sequence[str]) -> int:
@@ -26,25 +25,32 @@ async def run_up(port_base: int, data_dir: Path, without: Sequence[str]) -> int:
     if unknown:
         say(f"--without takes api or worker, not {', '.join(unknown)}")
         return 2
-    running = read_facts(data_dir)
-    if running is not None and running.pid != os.getpid() and _is_up(running.pid):
+    files = Files(data_dir.resolve())
+    running = running_facts(data_dir)
+    if running is not None:
         say(f"A stack already runs in {data_dir} (pid {running.pid}, API {running.api}).")
         return 1
     try:
-        stack = Stack(Ports(port_base), Files(data_dir.resolve()), say, without=without)
+        stack = Stack(Ports(port_base), files, say, without=without)
     except LayoutError as error:
         say(str(error))
         return 2
-    say(f"Starting the platform in {data_dir} ...")
+    try:
+        with files.held():
+            say(f"Starting the platform in {data_dir} ...")
+            return await _run(stack, stop)
+    except LayoutError as error:
+        say(str(error))
+        return 1
+
+
+async def _run(stack: Stack, stop: asyncio.Event) -> int:
     try:
         if not await _start_unless_stopped(stack, stop):
             return 0
         _show(stack.facts)
         await stop.wait()
         say("Stopping ...")
-    except LayoutError as error:
-        say(str(error))
-        return 1
     finally:
         await stack.stop()
     return 0
@@ -63,19 +69,11 @@ async def _start_unless_stopped(stack: Stack, stop: asyncio.Event) -> bool:
     return False
 
 
-def _is_up(pid: int) -> bool:
-    try:
-        command = psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return False
-    return "up" in command
-
-
 def _show(facts: Facts) -> None:
     console = Console(stderr=True)
     table = Table(title="The platform is ready", title_justify="left")
     table.add_column("What")
-    table.add_column("Where", no_wrap=True)
+    table.add_column("Where", overflow="fold")
     rows = [
         ("API", facts.api),
         ("API reference", f"{facts.api}/openapi.json"),
@@ -90,7 +88,7 @@ def _show(facts: Facts) -> None:
     console.print(table)
     logins = Table(title="Demo logins", title_justify="left")
     for column in ("Who", "E-mail", "Token"):
-        logins.add_column(column, no_wrap=True)
+        logins.add_column(column, overflow="fold")
     logins.add_row("operator", OPERATOR_EMAIL, "dezky token operator")
     logins.add_row(f"staff of {PARTNER_SLUG}", STAFF_EMAIL, "dezky token partner")
     logins.add_row("a tenant's admin", "the one it was created with", "dezky token member --tenant SLUG")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -37,8 +38,18 @@ def _slug(text: str) -> str:
     return text
 
 
+def _line(text: str) -> str:
+    if any(unicodedata.category(each) in ("Cc", "Zl", "Zp") or each in REORDERING for each in text):
+        raise ValueError("Control characters, line breaks and changes of the writing direction are not allowed.")
+    if all(unicodedata.category(each)[0] in "CZ" for each in text):
+        raise ValueError("There is nothing to be seen in it.")
+    return text
+
+
+# They make a text read otherwise than it is stored; letters written from right to left need none of them.
+REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 Slug = Annotated[str, AfterValidator(_slug)]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_line)]
 Domain = Annotated[str, StringConstraints(max_length=300), AfterValidator(normalise_domain)]
 Email = Annotated[str, StringConstraints(max_length=254), AfterValidator(normalise_email)]
 # It becomes the login name, and Authentik has no longer ones.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +113,25 @@ class Files:
         """Make the directories that are missing."""
         for directory in (self.mongo, self.s3 / "dezky-audit", self.logs, self.root / "standins"):
             directory.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the data directory for the length of the block; a process that dies lets go of it.
+
+        Raises:
+            LayoutError: another stack holds it, or it cannot be written to.
+        """
+        with contextlib.ExitStack() as opened:
+            try:
+                self.prepare()
+                lock = opened.enter_context((self.root / "lock").open("a"))
+            except OSError as error:
+                raise LayoutError(f"The data directory {self.root} cannot be used: {error}.") from None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LayoutError(f"Another stack is starting, running or stopping in {self.root}.") from None
+            yield
 
 
 def find_binary(name: str) -> Path:

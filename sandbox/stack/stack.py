@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 from pymongo import AsyncMongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
 from runtime.wiring import Store
 from sandbox.stack.children import Child, ChildSpec, end_leftovers, holder_of_port, record_children
@@ -24,6 +24,8 @@ from sandbox.stack.seeds import seed
 HOST = "127.0.0.1"
 DATABASE = "dezky"
 REPLICA_SET = "rs0"
+# The code of MongoDB's error for a server that is in no replica set yet.
+NOT_YET_INITIALIZED = 94
 READY_PATIENCE_SECONDS = 90.0
 LOOK_EVERY_SECONDS = 0.1
 # Refused by the settings when the environment is production.
@@ -75,7 +77,8 @@ class Stack:
         """Start everything and return when the API is ready.
 
         Raises:
-            LayoutError: a port is taken, a binary is missing, or something did not become ready in 90 s.
+            LayoutError: a port is taken, a binary is missing, MongoDB cannot be used, or something did not become
+                ready in 90 s.
         """
         self._files.prepare()
         self._files.stack.unlink(missing_ok=True)
@@ -89,8 +92,12 @@ class Stack:
             self._port_ready("temporal", self._ports.temporal),
             *(self._port_ready(f"standin-{vendor}", self._ports.standin(vendor)) for vendor in VENDORS),
         )
-        store = Store(self.facts.mongo, self.facts.mongoDatabase)
-        await seed(store, self.facts.sandbox["authentik"], TOKENS["authentik"])
+        try:
+            store = Store(self.facts.mongo, self.facts.mongoDatabase)
+            await seed(store, self.facts.sandbox["authentik"], TOKENS["authentik"])
+        except PyMongoError as error:
+            where = "MongoDB" if self._own_mongo else "The MongoDB that MONGO_URL names"
+            raise LayoutError(f"{where} cannot be used: {str(error)[:200]}") from None
         store.database.close()
         for spec in self._product_specs():
             if spec.name not in self._without:
@@ -252,11 +259,8 @@ class Stack:
 
         async def primary() -> bool:
             hello = await client.admin.command("hello")
-            if hello.get("setName") is None:
-                members = [{"_id": 0, "host": f"{HOST}:{self._ports.mongo}"}]
-                await client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
-            elif f"{HOST}:{self._ports.mongo}" not in hello.get("hosts", []):
-                await self._move_replica_set(client)
+            if f"{HOST}:{self._ports.mongo}" not in hello.get("hosts", []):
+                await self._set_address(client)
             return bool(hello.get("isWritablePrimary"))
 
         try:
@@ -264,9 +268,16 @@ class Stack:
         finally:
             await client.close()
 
-    async def _move_replica_set(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
-        """Tell a data directory that was made under another port base its new address."""
-        config = (await client.admin.command("replSetGetConfig"))["config"]
+    async def _set_address(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
+        """Make the replica set, or tell one that was made under another port base its new address."""
+        try:
+            config = (await client.admin.command("replSetGetConfig"))["config"]
+        except OperationFailure as error:
+            if error.code != NOT_YET_INITIALIZED:
+                raise
+            members = [{"_id": 0, "host": f"{HOST}:{self._ports.mongo}"}]
+            await client.admin.command("replSetInitiate", {"_id": REPLICA_SET, "members": members})
+            return
         config["members"][0]["host"] = f"{HOST}:{self._ports.mongo}"
         config["version"] += 1
         await client.admin.command("replSetReconfig", config, force=True)
@@ -304,7 +315,7 @@ def read_facts(data_dir: Path) -> Facts | None:
     """Return what is known of the stack that runs in a data directory, None if none does."""
     try:
         return Facts(**json.loads(Files(data_dir).stack.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         return None
 
 

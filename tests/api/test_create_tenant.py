@@ -93,6 +93,10 @@ async def test_the_invoice_goes_to_the_admin_unless_said_otherwise(api: Api, sto
         ({"slug": None}, ["slug"]),
         ({"name": "  "}, ["name"]),
         ({"name": "x" * 201}, ["name"]),
+        ({"name": "a\x00b"}, ["name"]),
+        ({"name": "a\nb"}, ["name"]),
+        ({"name": "\u200b\ufeff"}, ["name"]),
+        ({"name": "Acme \u202egro.live"}, ["name"]),
         ({"plan": "gold"}, ["plan"]),
         ({"plan": "starter", "seats": 26}, ["seats"]),
         ({"cycle": "weekly"}, ["cycle"]),
@@ -403,3 +407,10 @@ class TestPreferWait:
         await store.database.run_transaction(
             lambda session: store.operations.close(operation, OperationState.COMPLETED, utcnow(), session)
         )
+
+
+@pytest.mark.parametrize("name", ["شركة", "👩‍👩‍👧‍👦 Ltd", "Ærø & Sønner A/S"])  # noqa: RUF001
+async def test_names_may_be_of_any_script(api: Api, name: str) -> None:
+    """What a person can read is a name, joined emoji among it."""
+    response = await api.post("/tenants", json={**new_tenant(), "name": name})
+    assert response.status_code == 202, response.text

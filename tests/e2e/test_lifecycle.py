@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from sandbox.stack.layout import Files
 from tests.support.platform import Platform, eventually, order
 from tests.support.servers import free_port_base
 
@@ -112,6 +113,9 @@ def test_children_die_with_a_killed_stack_and_the_next_one_starts(own: Platform)
     assert {os.getpgid(pid) for pid in children.values()} == {os.getpgid(own.pid)}
     own.crash()
     eventually("every child is gone", lambda: _alive(children) == [], patience=20)
+    done = own.run("token", "operator")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"No stack runs in {own.data_dir}. Start it: dezky up\n"
     own.start()
     assert own.run("status").returncode == 0
 
@@ -174,3 +178,58 @@ def test_the_environment_of_up_reaches_the_product(tmp_path: Path) -> None:
         assert http.post("/tenants", json=order("dark"), headers={"Prefer": "wait=30"}).status_code == 200
         assert http.get("/tenants/dark").json()["provisioningStatus"]["stripe"] == "disabled"
         assert dark.objects("stripe") == {"products": [], "prices": [], "customers": [], "subscriptions": []}
+        done = dark.run("demo")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "stripe: Nothing" in done.stdout
+
+
+def test_data_of_another_port_base_is_taken_along(tmp_path: Path) -> None:
+    """A data directory is not bound to the ports it was made under."""
+    with Platform(tmp_path / "data", free_port_base()) as first, first.api() as http:
+        assert http.post("/tenants", json=order("moves"), headers={"Prefer": "wait=30"}).status_code == 200
+    with Platform(tmp_path / "data", free_port_base()) as second, second.api() as http:
+        assert http.get("/tenants/moves").json()["status"] == "active"
+
+
+def test_a_stack_that_is_still_starting_is_left_alone(tmp_path: Path) -> None:
+    """Whoever holds the directory keeps it, even before it has told anybody where it is."""
+    stack = Platform(tmp_path / "data", free_port_base())
+    with Files(stack.data_dir).held():
+        (stack.data_dir / "children.json").write_text("[]")
+        done = stack.run("up")
+    assert done.returncode == 1
+    assert "Another stack is starting, running or stopping" in done.stderr
+    assert (stack.data_dir / "children.json").exists()
+
+
+def test_a_directory_that_cannot_be_used_is_refused_in_words(tmp_path: Path) -> None:
+    """A file where the directory should be is no reason for a traceback."""
+    (tmp_path / "data").touch()
+    stack = Platform(tmp_path / "data", free_port_base())
+    done = stack.run("up")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"The data directory {tmp_path / 'data'} cannot be used")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_status_says_what_to_do_when_nothing_runs(tmp_path: Path) -> None:
+    """A person reads what to do on stderr, a program one document on stdout."""
+    done = Platform(tmp_path / "data", free_port_base()).run("status", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {"ready": False}
+    assert done.stderr.startswith("No stack runs in")
+
+
+def test_a_stack_on_another_port_base_is_not_denied(platform: Platform) -> None:
+    """Who asks for the wrong ports is told the right ones."""
+    other = Platform(platform.data_dir, platform.port_base + 1)
+    assert f"runs on port base {platform.port_base}, not {other.port_base}" in other.run("token", "operator").stderr
+
+
+def test_a_database_that_is_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up` with the address of another server says that it is not there."""
+    monkeypatch.setenv("MONGO_URL", "mongodb://127.0.0.1:1/?replicaSet=rs0")
+    done = Platform(tmp_path / "data", free_port_base()).run("up")
+    assert done.returncode == 1
+    assert "The MongoDB that MONGO_URL names cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
