@@ -48,7 +48,7 @@ class AuthentikActivities:
             group = await self._create_group(name, marks)
         if group.attributes.get(TENANT_MARK) != tenant.id:
             raise ForeignObject(VENDOR, f"The group {name} exists and is not this tenant's.")
-        await self._tenants.set_resource(tenant.slug, "authentikGroupId", group.pk)
+        await self._tenants.set_resource(tenant, "authentikGroupId", group.pk)
         return StepResult(resource_id=group.pk)
 
     @activity.defn(name="ensure_login_user")
@@ -118,7 +118,7 @@ class AuthentikActivities:
             name=person.name,
             attributes={USER_MARK: person.id, OPERATION_MARK: operation_id},
         )
-        await current_step().acting(_acting("authentik.user_created", "user", person.id))
+        await current_step().acting(_acting("authentik.user_created", "user", person.id, shared=True))
         try:
             return await self._authentik.create_user(spec)
         except VendorRejected as error:
@@ -131,5 +131,5 @@ class AuthentikActivities:
         return user
 
 
-def _acting(action: str, kind: str, identifier: str) -> Acting:
-    return Acting(action=action, resource_type=f"authentik_{kind}", resource_id=identifier)
+def _acting(action: str, kind: str, identifier: str, *, shared: bool = False) -> Acting:
+    return Acting(action=action, resource_type=f"authentik_{kind}", resource_id=identifier, shared=shared)

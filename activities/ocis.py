@@ -47,7 +47,7 @@ class OcisActivities:
                 group = await self._ocis.find_group(name)
         if group is None:
             raise OutcomeUnknown(VENDOR, "The group exists, and is not to be seen.")
-        await self._tenants.set_resource(tenant.slug, GROUP, group.id)
+        await self._tenants.set_resource(tenant, GROUP, group.id)
         return StepResult(resource_id=group.id)
 
     @activity.defn(name="ensure_space")
@@ -79,7 +79,7 @@ class OcisActivities:
         usable = {space.id: space for space in spaces if not space.disabled}
         used = min((space.id for space in usable.values() if space.quota_used), default=None)
         space = usable[keeper(list(usable), known=tenant.resources.get(SPACE), in_use=used)]
-        await self._tenants.set_resource(tenant.slug, SPACE, space.id)
+        await self._tenants.set_resource(tenant, SPACE, space.id)
         return SpaceResult(resource_id=space.id, doubles=len(spaces) > 1, quota_matches=space.quota_total == quota)
 
     @activity.defn(name="delete_space_double")
@@ -97,18 +97,30 @@ class OcisActivities:
         left = [each for each in spaces if each.id != kept and marker in (each.description or "")]
         while left:
             space = left.pop()
-            if space.disabled:
-                await current_step().acting(_acting("ocis.space_double_restored", "space", space.id))
-                space = await self._ocis.restore_space(space.id)
-                if space.quota_used:
-                    return StepResult(resource_id=space.id, doubles=bool(left))
-            if space.quota_used:
-                continue
-            await current_step().acting(_acting("ocis.space_double_removed", "space", space.id))
-            await self._ocis.disable_space(space.id)
-            await self._ocis.purge_space(space.id)
-            return StepResult(resource_id=space.id, doubles=bool(left))
+            try:
+                done = await self._remove_if_empty(space)
+            except VendorRejected as error:
+                if error.code != "vendor_not_found":
+                    raise
+                # It was listed a moment ago: a late attempt has removed it, or we may not see it. The list will tell.
+                raise OutcomeUnknown(VENDOR, "The double went away meanwhile.") from error
+            if done:
+                return StepResult(resource_id=space.id, doubles=bool(left))
         return StepResult()
+
+    async def _remove_if_empty(self, space: Space) -> bool:
+        """Remove a double unless there are files in it; return whether anything was changed."""
+        if space.disabled:
+            await current_step().acting(_acting("ocis.space_double_restored", "space", space.id))
+            space = await self._ocis.restore_space(space.id)
+            if space.quota_used:
+                return True
+        if space.quota_used:
+            return False
+        await current_step().acting(_acting("ocis.space_double_removed", "space", space.id))
+        await self._ocis.disable_space(space.id)
+        await self._ocis.purge_space(space.id)
+        return True
 
     @activity.defn(name="ensure_space_quota")
     async def ensure_space_quota(self, request: TenantRequest) -> StepResult:

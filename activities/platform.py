@@ -97,6 +97,10 @@ class PlatformActivities:
                 if request.failure is None:
                     await self._tenants.activate(request.tenant_slug, now, session)
                 await self._audit.write(_outcome_event(operation, request, now), session)
+                if operation.unsettled_until is not None and operation.unsettled_for(now):
+                    until = operation.unsettled_until.strftime("%H:%M:%S UTC")
+                    message = f"The lock is kept until {until}: until then a lost attempt may still write."
+                    await self._operations.say(operation.id, message, session)
             return Settlement(
                 unsettled_seconds=operation.unsettled_for(now),
                 repeated=[step.name for step in operation.steps.values() if step.attempts > 1],

@@ -74,7 +74,7 @@ class StalwartActivities:
             created = await self._stalwart.create_role(spec)
             ids = [role.id for role in await self._stalwart.find_roles(marker)] or [created]
         role_id = keeper(ids, known=tenant.resources.get(ROLE))
-        await self._tenants.set_resource(tenant.slug, ROLE, role_id)
+        await self._tenants.set_resource(tenant, ROLE, role_id)
         return StepResult(resource_id=role_id, doubles=len(ids) > 1)
 
     @activity.defn(name="delete_mail_role_double")
@@ -180,7 +180,7 @@ class StalwartActivities:
                 raise ForeignObject(VENDOR, "The address is taken by a group, a list or an alias.")
         if mark not in (mailbox.description or ""):
             raise ForeignObject(VENDOR, "The address belongs to a mailbox that was not made here.")
-        await self._tenants.set_resource(tenant.slug, MAILBOX, mailbox.id)
+        await self._tenants.set_resource(tenant, MAILBOX, mailbox.id)
         return StepResult(resource_id=mailbox.id)
 
 

@@ -71,7 +71,7 @@ class StripeActivities:
             )
             ids = await self._customer_ids(tenant) or [created.id]
         customer_id = keeper(ids, known=known)
-        await self._tenants.set_resource(tenant.slug, CUSTOMER, customer_id)
+        await self._tenants.set_resource(tenant, CUSTOMER, customer_id)
         await self._subscriptions.keep_customer(tenant.id, customer_id)
         return StepResult(resource_id=customer_id, doubles=len(ids) > 1)
 
@@ -107,7 +107,7 @@ class StripeActivities:
         product = await self._billing.find_product(identifier)
         if product is None:
             step = current_step()
-            await step.acting(_acting("stripe.product_created", "product", identifier))
+            await step.acting(_acting("stripe.product_created", "product", identifier, shared=True))
             spec = ProductSpec(
                 id=identifier,
                 name=f"Dezky {price.plan} ({price.cycle.value})",
@@ -140,7 +140,7 @@ class StripeActivities:
         if price is None:
             step = current_step()
             await step.seen_absent()
-            await step.acting(_acting("stripe.price_created", "price", lookup_key))
+            await step.acting(_acting("stripe.price_created", "price", lookup_key, shared=True))
             spec = PriceSpec(
                 product=product_id(row.id),
                 currency=currency.value,
@@ -191,7 +191,7 @@ class StripeActivities:
                 metadata=_marks(tenant, request),
             )
             subscription = await self._billing.create_subscription(spec, idempotency_key=step.idempotency_key)
-        await self._tenants.set_resource(tenant.slug, SUBSCRIPTION, subscription.id)
+        await self._tenants.set_resource(tenant, SUBSCRIPTION, subscription.id)
         await self._subscriptions.keep_subscription(
             tenant.id, subscription.id, subscription.item_id, subscription.status
         )
@@ -223,5 +223,5 @@ def _marks(tenant: Tenant, request: TenantRequest) -> dict[str, str]:
     return {"dezkyTenantId": tenant.id, "dezkyTenant": tenant.slug, "dezkyOperation": request.operation_id}
 
 
-def _acting(action: str, kind: str, identifier: str) -> Acting:
-    return Acting(action=action, resource_type=f"stripe_{kind}", resource_id=identifier)
+def _acting(action: str, kind: str, identifier: str, *, shared: bool = False) -> Acting:
+    return Acting(action=action, resource_type=f"stripe_{kind}", resource_id=identifier, shared=shared)

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import httpx
 from fastapi import FastAPI
 from pymongo.errors import PyMongoError
+from starlette.routing import BaseRoute
 
 from api.errors import install_error_handlers
 from api.middleware import RequestContext
@@ -41,8 +42,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.add_middleware(RequestContext, trusted_proxies=settings.trusted_proxies)
     install_error_handlers(app)
+    routes: list[BaseRoute] = []
     for module in (health, me, tenants, operations):
         app.include_router(module.router)
+        routes += module.router.routes
+    app.state.routes = routes
     install_reference(app)
     return app
 

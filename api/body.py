@@ -52,14 +52,19 @@ class JsonBody(Generic[B]):
             Malformed: it is not JSON.
             Invalid: a field is wrong; `errors` says which.
         """
+        _refuse_declared_size(request)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise UnsupportedMedia("The body must be application/json.")
+        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise UnsupportedMedia("The body must not be compressed.")
         content = await self._content(request)
         try:
-            document = json.loads(content, parse_constant=_refuse_constant)
+            document = json.loads(
+                content.decode(), parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_names
+            )
         except (ValueError, RecursionError):
-            raise Malformed("The body is not JSON.") from None
+            raise Malformed("The body is not JSON in UTF-8, or names a field twice.") from None
         try:
             return self.model.model_validate(document)
         except ValidationError as error:
@@ -68,15 +73,11 @@ class JsonBody(Generic[B]):
 
     async def _content(self, request: Request) -> bytes:
         limit: int = request.app.state.settings.max_body_bytes
-        too_large = TooLarge(f"The body is larger than {limit} bytes.")
-        declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > limit:
-            raise too_large
         chunks, size = [], 0
         async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
-                raise too_large
+                raise _too_large(limit)
             chunks.append(chunk)
         return b"".join(chunks)
 
@@ -100,6 +101,24 @@ def idempotent_request(request: Request, caller: Caller, key: str, body: Payload
     return IdempotentRequest(
         key=key, subject=caller.user.id, method=request.method, path=request.url.path, fingerprint=fingerprint
     )
+
+
+def _refuse_declared_size(request: Request) -> None:
+    limit: int = request.app.state.settings.max_body_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {limit} bytes.")
+
+
+def _refuse_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError("a name stands twice")
+    return names
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic_core import ErrorDetails
 from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from domain.errors import ControlPlaneError, Unavailable, VendorError
 from runtime.logging import get_logger
@@ -50,7 +51,10 @@ def field_errors(errors: list[ErrorDetails] | list[Any]) -> list[dict[str, Any]]
     """Return where a payload is wrong and why, without repeating what was sent."""
     # The name of an unknown field is the caller's, and there may be many: the answer stays small.
     shown = errors[:MAX_FIELD_ERRORS]
-    return [{"loc": [str(part)[:MAX_NAME_SHOWN] for part in each["loc"]], "msg": each["msg"]} for each in shown]
+    return [
+        {"loc": [str(part)[:MAX_NAME_SHOWN] for part in each["loc"]], "msg": each["msg"].removeprefix("Value error, ")}
+        for each in shown
+    ]
 
 
 async def _on_known(request: Request, error: Exception) -> JSONResponse:
@@ -72,7 +76,20 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
     code = http.HTTPStatus(error.status_code).name.lower()
     answer = problem(request, error.status_code, code, str(error.detail))
     answer.headers.update(error.headers or {})
+    if error.status_code == 405:
+        # The framework names the methods of the first route at this path only.
+        answer.headers["Allow"] = ", ".join(_methods_at(request))
     return answer
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Return the methods of every route that matches the request's path."""
+    methods: set[str] = set()
+    for route in request.app.state.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _on_database(request: Request, error: Exception) -> JSONResponse:

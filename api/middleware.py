@@ -30,6 +30,10 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        head = scope["method"] == "HEAD"
+        if head:
+            # What GET would answer, without its body; load balancers ask so.
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         offered = headers.get("x-request-id", "")
         request_id = offered if _USABLE_ID.fullmatch(offered) else new_id()
@@ -44,6 +48,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

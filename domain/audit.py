@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from domain.model import Model, Timestamp
-from domain.operations import Operation, Step, StepState, system_of
+from domain.operations import Acting, Operation, Step, StepState, system_of
 
 
 class ActorType(StrEnum):
@@ -101,7 +101,7 @@ def event_of_step(operation: Operation, step: Step, at: datetime) -> AuditEvent:
         raise ValueError("a step that changed nothing has no event")
     done = step.state is StepState.DONE
     return AuditEvent(
-        id=step_event_id(operation.id, step.name, acting.action),
+        id=shared_event_id(acting) if acting.shared and done else step_event_id(operation.id, step.name, acting.action),
         at=at,
         actor=Actor(type=ActorType.SYSTEM, id="worker"),
         on_behalf_of=Actor(type=ActorType(operation.requested_by.type), id=operation.requested_by.id),
@@ -115,6 +115,11 @@ def event_of_step(operation: Operation, step: Step, at: datetime) -> AuditEvent:
         operation_id=operation.id,
         metadata={} if done or step.last_error is None else {"code": step.last_error.code},
     )
+
+
+def shared_event_id(acting: Acting) -> str:
+    """Return the id of the event of an object that several tenants share: one for all their runs."""
+    return f"{acting.resource_type}:{acting.resource_id}:{acting.action}"
 
 
 def step_event_id(operation_id: str, step: str, action: str) -> str:

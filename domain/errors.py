@@ -12,6 +12,8 @@
     |   `-- Invalid               422
     |-- Unavailable               503     our own database or Temporal cannot be reached
     |-- OperationClosed                   an attempt came after its operation had ended: it must not write
+    |-- AttemptOutdated                   a newer attempt of the step was recorded: this one must not write
+    |-- ResourceChanged                   what an attempt read is outdated: another one has recorded its result
     `-- VendorError                       an outside system
         |-- VendorUnavailable             weather: refused, 5xx, timeout of a read            retried
         |-- VendorRateLimited             weather: asked to slow down                         retried after its time
@@ -126,6 +128,22 @@ class OperationClosed(ControlPlaneError):
 
     default_code = "operation_closed"
     retryable = False
+
+
+class AttemptOutdated(ControlPlaneError):
+    """A newer attempt of the step was recorded: this one must not write.
+
+    Retried, because Temporal ignores what an outdated attempt says; if it was the newest after all (its server's clock
+    stepped back), it goes on once the clock has caught up.
+    """
+
+    default_code = "attempt_outdated"
+
+
+class ResourceChanged(ControlPlaneError):
+    """Another attempt recorded another object meanwhile: what this one chose by is outdated."""
+
+    default_code = "resource_changed"
 
 
 class VendorError(ControlPlaneError):

@@ -79,6 +79,8 @@ class Acting(Model):
     action: str
     resource_type: str
     resource_id: str
+    # Several tenants share the object: however many runs believe they made it, it was made once.
+    shared: bool = False
 
 
 class Step(Model):

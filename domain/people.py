@@ -80,7 +80,7 @@ def normalise_email(text: str) -> str:
     """
     try:
         # A test environment allows the reserved ending .test, which staging installations use; nothing is looked up.
-        parsed = email_validator.validate_email(text, test_environment=True)
+        parsed = email_validator.validate_email(text, test_environment=True, strict=True)
     except email_validator.EmailNotValidError as error:
         raise ValueError(str(error)) from error
     if "." not in parsed.domain or parsed.ascii_email is None:

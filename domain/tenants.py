@@ -155,11 +155,11 @@ def normalise_domain(text: str) -> str:
 
 
 OUR_WORDS = {
-    "vendor_unavailable": "The system cannot be reached or reports an error. It is tried again.",
-    "vendor_warming_up": "The system is starting. It is tried again.",
-    "vendor_rate_limited": "The system asked us to slow down. It is tried again.",
-    "not_ready_yet": "The system is still working on it. It is looked at again.",
-    "outcome_unknown": "The answer was lost. What happened is looked up before it is tried again.",
+    "vendor_unavailable": "The system cannot be reached or reports an error.",
+    "vendor_warming_up": "The system is starting.",
+    "vendor_rate_limited": "The system asked us to slow down.",
+    "not_ready_yet": "The system is still working on it.",
+    "outcome_unknown": "The answer was lost. What happened is looked up first.",
     "vendor_auth_failed": "Our access to the system is refused. An operator has to renew it.",
     "foreign_object": "A name that is needed is taken by something that was not made here.",
     "identity_exists": "The person's login name is taken by an account that is not linked to this one.",
@@ -191,9 +191,8 @@ def system_state(steps: Iterable[Step], system: str) -> tuple[SystemStatus, Syst
     if failing:
         step = failing[0]
         code = step.last_error.code if step.last_error is not None else "vendor_error"
-        cause = SystemFailure(
-            code=code, message=our_words(code), attempts=step.attempts, next_retry_at=step.next_retry_at
-        )
+        message = our_words(code) + (" It is tried again." if step.next_retry_at is not None else "")
+        cause = SystemFailure(code=code, message=message, attempts=step.attempts, next_retry_at=step.next_retry_at)
         return SystemStatus.ERROR, cause
     if own and all(step.state in FINISHED_STEPS for step in own):
         return SystemStatus.OK, None

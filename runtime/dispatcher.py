@@ -21,7 +21,6 @@ from runtime.recorder import Recorder
 from runtime.search_attributes import search_attributes_of
 from store.audit import AuditRepository
 from store.database import Database, Session
-from store.tenants import TenantRepository
 from workflows.options import PLATFORM_QUEUE
 from workflows.provision_tenant import ProvisionTenant
 
@@ -35,6 +34,16 @@ LEFT_BEHIND_AFTER = timedelta(seconds=2)
 DISPATCH_EVERY = timedelta(seconds=1)
 SWEEP_EVERY = timedelta(seconds=60)
 BATCH = 200
+
+# Answers about one execution; others are about Temporal itself and end the round.
+NOT_TOLD = frozenset(
+    {
+        RPCStatusCode.INVALID_ARGUMENT,
+        RPCStatusCode.FAILED_PRECONDITION,
+        RPCStatusCode.INTERNAL,
+        RPCStatusCode.UNKNOWN,
+    }
+)
 
 ENDED_OUTSIDE = {
     WorkflowExecutionStatus.TERMINATED: (OperationState.TERMINATED, "The execution was terminated in Temporal."),
@@ -54,7 +63,6 @@ class Dispatcher:
         client: Client,
         database: Database,
         recorder: Recorder,
-        tenants: TenantRepository,
         audit: AuditRepository,
         profile: RetryProfile,
     ) -> None:
@@ -62,7 +70,6 @@ class Dispatcher:
         self._database = database
         self._recorder = recorder
         self._operations = recorder.operations
-        self._tenants = tenants
         self._audit = audit
         self._profile = profile
 
@@ -110,7 +117,14 @@ class Dispatcher:
         after: str | None = None
         while batch := await self._operations.started(started_before, after, BATCH):
             for operation in batch:
-                ended = await self._ended_outside(operation)
+                try:
+                    ended = await self._ended_outside(operation)
+                except RPCError as error:
+                    if error.status not in NOT_TOLD:
+                        raise
+                    # One that Temporal cannot tell about must not hide those behind it.
+                    log.warning("sweep_skipped", operation_id=operation.id, error=error.status.name)
+                    continue
                 if ended is not None:
                     await self._close(operation.id, *ended)
             after = batch[-1].id
@@ -136,8 +150,6 @@ class Dispatcher:
             failure = Failure(code="ended_outside", message=message)
             if not await self._recorder.close(operation, state, session, failure=failure):
                 return
-            if operation.tenant_slug is not None:
-                await self._tenants.give_up_systems(operation.tenant_slug, failure.code, session)
             event = AuditEvent(
                 id=f"{operation.id}:sweep:operation.ended_outside",
                 at=now,

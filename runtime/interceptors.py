@@ -88,7 +88,7 @@ class _StepActivity(ActivityInboundInterceptor):
             "activity_id": info.activity_id,
             "attempt": info.attempt,
         }
-        with structlog.contextvars.bound_contextvars(**context, request_id=None):
+        with structlog.contextvars.bound_contextvars(**context):
             try:
                 async with _heartbeats():
                     if step is None:

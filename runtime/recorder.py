@@ -70,7 +70,7 @@ class Recorder:
         failure: Failure | None = None,
         result: dict[str, str] | None = None,
     ) -> bool:
-        """Release the lock of an operation and keep how it ended; what a lost attempt was changing gets its event.
+        """Release the lock of an operation, and keep how it ended: there, on the tenant, and in the audit log.
 
         To be called when no attempt may write any more.
 
@@ -80,10 +80,19 @@ class Recorder:
         now = utcnow()
         if not operation.open:
             return False
-        for step in await self.operations.close(operation, state, now, session, failure=failure, result=result):
-            if step.acting is not None:
-                await self._audit.write(event_of_step(operation, step, now), session)
+        closed = await self.operations.close(operation, state, now, session, failure=failure, result=result)
+        for step in closed.steps.values():
+            if step.acting is not None and step.state is StepState.FAILED:
+                await self._audit.write(event_of_step(closed, step, now), session)
+        if closed.kind is OperationKind.TENANT_PROVISION and closed.tenant_slug is not None and failure is not None:
+            for system in sorted({system_of(step.name) for step in closed.steps.values()} & set(SYSTEMS)):
+                await self._summarise(closed, closed.tenant_slug, system, session)
+            await self._tenants.give_up_systems(closed.tenant_slug, failure.code, session)
         return True
+
+    async def _summarise(self, operation: Operation, slug: str, system: str, session: Session) -> None:
+        status, failure = system_state(operation.steps.values(), system)
+        await self._tenants.set_system(slug, system, status, failure, session)
 
     async def _end(self, operation_id: str, name: str, fence: Fence, change: Callable[[Step], Step]) -> None:
         await self.operations.end_attempt(operation_id, name, fence, change, self._also)
@@ -93,9 +102,9 @@ class Recorder:
         if operation.kind is OperationKind.TENANT_PROVISION and operation.tenant_slug is not None:
             system = system_of(step.name)
             if system in SYSTEMS:
-                status, failure = system_state(operation.steps.values(), system)
-                await self._tenants.set_system(operation.tenant_slug, system, status, failure, session)
-        if step.acting is not None and step.state in (StepState.DONE, StepState.FAILED):
+                await self._summarise(operation, operation.tenant_slug, system, session)
+        # An attempt that failed speaks for itself only: a newer one may still succeed. Its event comes with the close.
+        if step.acting is not None and step.state is StepState.DONE:
             await self._audit.write(event_of_step(operation, step, utcnow()), session)
 
 

@@ -63,9 +63,7 @@ def build_store(settings: Settings) -> Store:
 
 def build_dispatcher(settings: Settings, store: Store, client: Client) -> Dispatcher:
     """Return what starts intents."""
-    return Dispatcher(
-        client, store.database, build_recorder(store), store.tenants, store.audit, settings.operation_profile
-    )
+    return Dispatcher(client, store.database, build_recorder(store), store.audit, settings.operation_profile)
 
 
 def build_intents(settings: Settings, store: Store, dispatcher: Dispatcher) -> Intents:

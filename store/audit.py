@@ -32,7 +32,10 @@ class AuditRepository:
         if await self._events.find_one({"_id": event.id}, {"_id": 1}, session=session) is not None:
             return
         sealed = [await self._seal(data, event.at, session) for data in personal or []]
-        await self._events.insert_one(to_document(event.model_copy(update={"personal": sealed})), session=session)
+        try:
+            await self._events.insert_one(to_document(event.model_copy(update={"personal": sealed})), session=session)
+        except DuplicateKeyError:
+            raise RaceLost from None
 
     async def find(self, query: Document) -> list[AuditEvent]:
         """Return events as they are stored, oldest first."""

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from domain.errors import OperationClosed
+from domain.errors import AttemptOutdated, OperationClosed
 from domain.operations import (
     FINISHED_STEPS,
     Acting,
@@ -25,6 +25,8 @@ from domain.operations import (
 )
 from store.database import Database, Document, Session
 from store.documents import from_document, to_document
+
+_CLOSING = ("open", "state", "closedAt", "error", "result", "progress", "steps", "revision")
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,14 @@ class OperationRepository:
         steps = {step_key(name): operation.step(name) for name in names}
         await self._save_steps(operation, {**steps, **operation.steps}, session)
 
+    async def say(self, operation_id: str, message: str, session: Session) -> None:
+        """Tell people in a sentence what an open operation is waiting for."""
+        await self._operations.update_one(
+            {"_id": operation_id, "open": True},
+            {"$set": {"progress.message": message}, "$inc": {"revision": 1}},
+            session=session,
+        )
+
     async def begin_attempt(
         self, operation_id: str, name: str, fence: Fence, started_at: datetime, deadline: datetime
     ) -> Begun:
@@ -125,7 +135,8 @@ class OperationRepository:
         The end of an earlier attempt that was never recorded becomes part of `unsettledUntil`.
 
         Raises:
-            OperationClosed: the operation has ended, or a newer attempt was recorded: this one must not write.
+            OperationClosed: the operation has ended.
+            AttemptOutdated: a newer attempt was recorded.
         """
         path = f"steps.{step_key(name)}"
         attempt = {
@@ -175,14 +186,15 @@ class OperationRepository:
                 query, update, projection={path: 1, "requestId": 1}, return_document=True
             )
         if found is None:
-            raise OperationClosed("The operation has ended, or a newer attempt of this step has begun.")
+            raise await self._superseded(operation_id)
         return Begun(Step.model_validate(found["steps"][step_key(name)]), found["requestId"])
 
     async def mark_acting(self, operation_id: str, name: str, fence: Fence, acting: Acting | None) -> None:
         """Record what an attempt is about to change outside; None takes it back.
 
         Raises:
-            OperationClosed: a newer attempt has begun, or the operation has ended.
+            OperationClosed: the operation has ended.
+            AttemptOutdated: a newer attempt has begun.
         """
         await self._update_attempt(
             operation_id, name, fence, {"acting": to_document(acting) if acting is not None else None}
@@ -192,7 +204,8 @@ class OperationRepository:
         """Record that the next vendor write of the step uses a new idempotency key.
 
         Raises:
-            OperationClosed: a newer attempt has begun, or the operation has ended.
+            OperationClosed: the operation has ended.
+            AttemptOutdated: a newer attempt has begun.
         """
         await self._update_attempt(operation_id, name, fence, {"keyNumber": number, "replayedError": False})
 
@@ -237,32 +250,38 @@ class OperationRepository:
         *,
         failure: Failure | None = None,
         result: dict[str, str] | None = None,
-    ) -> list[Step]:
+    ) -> Operation:
         """Release the lock of an open operation and keep how it ended.
 
         Returns:
-            The steps that were under way and are now failed, because nobody works on them any more.
+            The operation as it now is. Steps that were under way have failed, because nobody works on them any more,
+            and so has the step that the failure names.
         """
         lost = Failure(code="attempt_lost", message="How the last attempt ended is not known.")
-        ended = [
-            step.model_copy(
-                update={"state": StepState.FAILED, "next_retry_at": None, "last_error": step.last_error or lost}
-            )
-            for step in operation.steps.values()
-            if step.state in (StepState.RUNNING, StepState.RETRYING)
-        ]
-        changes: dict[str, Any] = {
-            "open": False,
-            "state": state.value,
-            "closedAt": at,
-            "error": to_document(failure) if failure is not None else None,
-            "result": result,
-            **{f"steps.{step_key(step.name)}": to_document(step) for step in ended},
-        }
-        await self._operations.update_one(
-            {"_id": operation.id, "open": True}, {"$set": changes, "$inc": {"revision": 1}}, session=session
+        named = failure.step if failure is not None else None
+        steps = dict(operation.steps)
+        for key, step in operation.steps.items():
+            under_way = step.state in (StepState.RUNNING, StepState.RETRYING)
+            if under_way or (step.name == named and step.state not in FINISHED_STEPS):
+                reason = failure if step.name == named else lost
+                ended = {"state": StepState.FAILED, "next_retry_at": None, "last_error": step.last_error or reason}
+                steps[key] = step.model_copy(update=ended)
+        closed = operation.model_copy(
+            update={
+                "open": False,
+                "state": state,
+                "closed_at": at,
+                "error": failure,
+                "result": result,
+                "progress": operation.progress.model_copy(update={"message": ""}),
+                "steps": steps,
+                "revision": operation.revision + 1,
+            }
         )
-        return ended
+        document = to_document(closed)
+        changes = {name: document[name] for name in _CLOSING}
+        await self._operations.update_one({"_id": operation.id, "open": True}, {"$set": changes}, session=session)
+        return closed
 
     def _turn(self, operation_id: str) -> asyncio.Lock:
         return self._turns.setdefault(operation_id, asyncio.Lock())
@@ -294,4 +313,11 @@ class OperationRepository:
         async with self._turn(operation_id):
             answer = await self._operations.update_one(query, update)
         if answer.matched_count == 0:
-            raise OperationClosed("The operation has ended, or a newer attempt of this step has begun.")
+            raise await self._superseded(operation_id)
+
+    async def _superseded(self, operation_id: str) -> OperationClosed | AttemptOutdated:
+        """Return why an attempt may not write."""
+        operation = await self.get(operation_id)
+        if operation is not None and operation.open:
+            return AttemptOutdated("A newer attempt of this step has begun.")
+        return OperationClosed("The operation has ended.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from domain.errors import ResourceChanged
 from domain.tenants import (
     SYSTEMS,
     DnsRecord,
@@ -165,20 +166,33 @@ class TenantRepository:
         await self._tenants.update_one({"slug": slug}, update, session=session)
 
     async def give_up_systems(self, slug: str, code: str, session: Session) -> None:
-        """Say of every system that is not done that nobody works on it any more, and why."""
+        """Say of every system that still promised to go on that nobody works on it any more, and why."""
         tenant = await self.get(slug, session)
         if tenant is None:
             return
         for system, status in tenant.provisioning_status.items():
-            if status in (SystemStatus.PENDING, SystemStatus.ERROR):
-                known = tenant.provisioning_errors.get(system)
+            known = tenant.provisioning_errors.get(system)
+            promised = known is not None and known.next_retry_at is not None
+            if status is SystemStatus.PENDING or promised:
                 attempts = known.attempts if known is not None else 0
                 failure = SystemFailure(code=code, message=our_words(code), attempts=attempts)
                 await self.set_system(slug, system, SystemStatus.ERROR, failure, session)
 
-    async def set_resource(self, slug: str, name: str, external_id: str) -> None:
-        """Keep the id an outside system knows the tenant's object by. Repeating it changes nothing."""
-        await self._tenants.update_one({"slug": slug}, {"$set": {f"resources.{name}": external_id}})
+    async def set_resource(self, tenant: Tenant, name: str, external_id: str) -> None:
+        """Keep the id an outside system knows the tenant's object by. Repeating it changes nothing.
+
+        Raises:
+            ResourceChanged: since the tenant was read, another id was kept. An attempt that was cut off from Temporal
+                and goes on must not replace what its successor has built upon.
+        """
+        known = tenant.resources.get(name)
+        # In a query, None is also what a missing field equals.
+        answer = await self._tenants.update_one(
+            {"slug": tenant.slug, f"resources.{name}": {"$in": [known, external_id]}},
+            {"$set": {f"resources.{name}": external_id}},
+        )
+        if answer.matched_count == 0:
+            raise ResourceChanged(f"Another {name} was recorded meanwhile.")
 
     async def set_domain_id(self, slug: str, domain: str, external_id: str) -> None:
         """Keep the id Stalwart knows a domain by. Repeating it changes nothing."""

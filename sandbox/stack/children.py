@@ -150,7 +150,11 @@ def end_leftovers(path: Path, say: Callable[[str], None]) -> None:
 
 def holder_of_port(port: int) -> str | None:
     """Return who listens on a port of this machine, None if nobody does."""
-    for connection in psutil.net_connections(kind="tcp"):
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.Error:  # macOS shows them to root only
+        return None
+    for connection in connections:
         if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
             if connection.pid is None:
                 return "a process of another user"

@@ -103,6 +103,7 @@ class Stack:
             if spec.name not in self._without:
                 await self._start(spec)
         self._files.stack.write_text(json.dumps(asdict(self.facts), indent=2))
+        self._files.stack.chmod(0o600)  # the address of a MongoDB of somebody's own may hold its password
         if "api" not in self._without:
             await self._until("the API", self._api_ready)
         if "worker" not in self._without:

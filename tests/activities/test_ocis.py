@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from temporalio.exceptions import ApplicationError
 
@@ -68,6 +70,33 @@ async def test_disabled_double_with_files(house: House, vendors: Vendors) -> Non
     assert set(found) == {kept.resource_id, double.id}
     assert (found[double.id].disabled, found[double.id].quota_used) == (False, 10)
     assert ("ocis.space_double_restored", "success") in await house.job.events()
+
+
+async def test_attempt_that_was_cut_off(house: House, vendors: Vendors) -> None:
+    """An attempt that comes back after its successor recorded a space leaves that one recorded, and only a double."""
+    hold = await house.fault("ocis", action="hold_before", method="POST", path="drives")
+    late = asyncio.create_task(house.run("ocis.space", "ensure_space"))
+    await house.held("ocis", hold)
+    kept = await house.run("ocis.space", "ensure_space")
+    await house.release("ocis", hold)
+    with pytest.raises(ApplicationError):
+        await late
+    assert (await house.job.tenant()).resources["ocisSpaceId"] == kept.resource_id
+    await house.run("ocis.space_double.1", "delete_space_double")
+    assert [space.id for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))] == [kept.resource_id]
+
+
+async def test_double_removed_by_a_late_attempt(house: House, vendors: Vendors) -> None:
+    """A double that goes away while it is being removed is looked for again, and that it is gone is what counts."""
+    kept = await house.run("ocis.space", "ensure_space")
+    await make_space(house, vendors, tenant_marker(house.job.slug))
+    gone = '{"error":{"code":"itemNotFound","message":"gone"}}'
+    await house.fault("ocis", action="status", status=404, body=gone, content_type="application/json", method="DELETE")
+    with pytest.raises(ApplicationError) as caught:
+        await house.run("ocis.space_double.1", "delete_space_double")
+    assert not caught.value.non_retryable
+    await house.run("ocis.space_double.1", "delete_space_double")
+    assert [space.id for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))] == [kept.resource_id]
 
 
 async def test_several_doubles(house: House, vendors: Vendors) -> None:

@@ -131,8 +131,35 @@ async def test_close_tells_of_a_lost_write(house: House, store: Store) -> None:
     assert await house.call("close_operation", closing(house, REFUSED)) == 0
     step = await house.job.step("ocis.space")
     assert step.last_error is not None
-    assert (step.state, step.last_error.code) == (StepState.FAILED, "attempt_lost")
+    assert (step.state, step.last_error.code) == (StepState.FAILED, REFUSED.code)
     assert await house.job.events() == [("ocis.space_created", "failure")]
+
+
+async def test_close_tells_the_tenant(house: House, store: Store) -> None:
+    """Of an operation that has failed, no system says any more that it goes on, and the refused step is failed."""
+    await house.call("plan_provision", house.job.request)
+    await house.fault("ocis", action="status", status=503, method="POST")
+    with pytest.raises(ApplicationError):
+        await house.run("ocis.space", "ensure_space")
+    path = f"steps.{step_key('ocis.space')}.unsettledUntil"
+    await store.database.collection("operations").update_one({"_id": house.job.operation_id}, {"$set": {path: None}})
+    refused = Failure(code="foreign_object", message="not ours", step="authentik.group")
+    assert await house.call("close_operation", closing(house, refused)) == 0
+    tenant = await house.job.tenant()
+    assert {name for name, status in tenant.provisioning_status.items() if status is SystemStatus.ERROR} == {
+        "authentik",
+        "stalwart",
+        "ocis",
+    }
+    assert tenant.provisioning_status["stripe"] is SystemStatus.DISABLED
+    assert {name: error.code for name, error in tenant.provisioning_errors.items()} == {
+        "authentik": "foreign_object",
+        "stalwart": "foreign_object",
+        "ocis": "outcome_unknown",
+    }
+    assert {error.next_retry_at for error in tenant.provisioning_errors.values()} == {None}
+    assert not [error for error in tenant.provisioning_errors.values() if "tried again" in error.message]
+    assert (await house.job.step("authentik.group")).state is StepState.FAILED
 
 
 async def test_close_keeps_the_lock(house: House, store: Store) -> None:

@@ -104,7 +104,9 @@ CODES = {
     "domain_taken": Words("Conflict", "Another tenant holds the domain named in `domain`.", "Choose another domain."),
     "partner_limit": Words("Conflict", "The partner's limit of tenants or seats is reached.", "Ask an operator."),
     "too_large": Words("TooLarge", "The body is larger than `MAX_BODY_BYTES`.", _FIX),
-    "unsupported_media_type": Words("UnsupportedMedia", "The `Content-Type` is not `application/json`.", _FIX),
+    "unsupported_media_type": Words(
+        "UnsupportedMedia", "The `Content-Type` is not `application/json`, or the body is compressed.", _FIX
+    ),
     "invalid": Words("Invalid", "Fields or query parameters are wrong; `errors` names each.", _FIX),
     "idempotency_key_reused": Words("Invalid", "The key was used with another payload.", "Use a new key."),
     "internal_error": Words(
@@ -115,8 +117,10 @@ CODES = {
     "database_busy": Words("Unavailable", "A transaction did not commit within 20 s.", "Retry."),
     "temporal_unavailable": Words("Unavailable", "Readiness: Temporal does not answer.", "Retry."),
     "issuer_unavailable": Words("Unavailable", "The issuer's keys cannot be fetched and none are known.", "Retry."),
-    "operation_closed": Words(
-        "OperationClosed", "An attempt came after its operation ended, or after a newer attempt.", "Nothing."
+    "operation_closed": Words("OperationClosed", "An attempt came after its operation ended.", "Nothing."),
+    "attempt_outdated": Words("AttemptOutdated", "An attempt came after a newer one of its step.", "Nothing."),
+    "resource_changed": Words(
+        "ResourceChanged", "An attempt chose an object after another attempt had recorded one.", "Nothing."
     ),
     "vendor_error": Words("VendorError", "Default of the class; not raised as such.", "-"),
     "vendor_unavailable": Words("VendorUnavailable", "Refused, 5xx, no or an unreadable answer to a read.", _WAIT),

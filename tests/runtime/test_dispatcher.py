@@ -64,7 +64,7 @@ def dispatcher(temporal: Client, store: Store) -> Dispatcher:
 
 
 def build_dispatcher(client: Client, store: Store) -> Dispatcher:
-    return Dispatcher(client, store.database, build_recorder(store), store.tenants, store.audit, RetryProfile.FAST)
+    return Dispatcher(client, store.database, build_recorder(store), store.audit, RetryProfile.FAST)
 
 
 async def reread(store: Store, operation: Operation) -> Operation:

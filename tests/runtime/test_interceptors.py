@@ -21,6 +21,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from temporalio.workflow import ActivityCancellationType
 
 from domain.errors import (
+    AttemptOutdated,
     ForeignObject,
     NotReadyYet,
     OperationClosed,
@@ -160,7 +161,30 @@ async def test_failed_for_good(job: Job, info: dict[str, Any]) -> None:
     step = await job.step(STEP)
     assert (step.state, step.next_retry_at) == (StepState.FAILED, None)
     assert (await job.tenant()).provisioning_status["ocis"] is SystemStatus.ERROR
+    assert await job.events() == [], "a newer attempt may still succeed"
+    await job.close()
     assert await job.events() == [("ocis.space_created", "failure")]
+
+
+async def test_shared_object(job: Job, store: Store) -> None:
+    """What several tenants share was made once, however many runs believe that they made it."""
+    other = await open_job(store)
+    shared = ACTING.model_copy(update={"resource_id": job.slug, "shared": True})
+
+    async def make() -> StepResult:
+        await current_step().acting(shared)
+        return DONE
+
+    await asyncio.gather(job.attempt(STEP, make), other.attempt(STEP, make))
+    assert [*await job.events(), *await other.events()] == [("ocis.space_created", "success")]
+
+
+async def test_succeeded_after_a_failure_for_good(job: Job) -> None:
+    """A step that failed for good and was done all the same, after a reset, is told of as done, and only so."""
+    await refusal(job.attempt(STEP, fail(ForeignObject("ocis", "not ours"))))
+    await job.attempt(STEP, succeed)
+    await job.close()
+    assert await job.events() == [("ocis.space_created", "success")]
 
 
 async def test_refused_before_acting(job: Job) -> None:
@@ -241,7 +265,7 @@ async def test_late_attempt(job: Job, late_ends_well: bool) -> None:
         await newer_done.wait()
         try:
             await current_step().acting(ACTING)
-        except OperationClosed as error:
+        except AttemptOutdated as error:
             refused.append(error.code)
         if not late_ends_well:
             raise VendorUnavailable("ocis", "late")
@@ -253,7 +277,7 @@ async def test_late_attempt(job: Job, late_ends_well: bool) -> None:
     recorded = await job.step(STEP)
     newer_done.set()
     await asyncio.gather(running, return_exceptions=True)
-    assert refused == ["operation_closed"]
+    assert refused == ["attempt_outdated"]
     assert await job.step(STEP) == recorded
     assert (recorded.state, recorded.attempts) == (StepState.DONE, 2)
 
@@ -261,7 +285,8 @@ async def test_late_attempt(job: Job, late_ends_well: bool) -> None:
 async def test_attempt_overtaken_before_it_began(job: Job) -> None:
     """An attempt that reaches the database after a newer one does not begin."""
     await job.attempt(STEP, succeed, number=2)
-    assert (await refusal(job.attempt(STEP, succeed, number=1))).type == "operation_closed"
+    error = await refusal(job.attempt(STEP, succeed, number=1))
+    assert (error.type, error.non_retryable) == ("attempt_outdated", False)
 
 
 async def test_outcome_unknown_keeps_the_lock(job: Job) -> None:
@@ -477,6 +502,7 @@ async def test_budget_ends_when_it_was_said(temporal: Client, store: Store, job:
             await handle.result()
     assert run.recorder.promised == [None]
     assert (await job.step(STEP)).state is StepState.FAILED
+    await job.close()
     assert await job.events() == [("ocis.space_created", "failure")]
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 from pymongo.errors import DuplicateKeyError
 
-from domain.errors import OperationClosed
+from domain.errors import AttemptOutdated, OperationClosed
 from domain.operations import Acting, Failure, Fence, Operation, OperationState, Step, StepState
 from runtime.clock import utcnow
 from runtime.wiring import Store, build_recorder
@@ -108,15 +108,15 @@ async def test_an_older_attempt_never_replaces_a_newer_one(store: Store, operati
     """It may not begin, announce, change its key or end."""
     newer = fence(2)
     await begin(store, operation, newer)
-    with pytest.raises(OperationClosed):
+    with pytest.raises(AttemptOutdated):
         await begin(store, operation, older)
     if older == newer:
         return
-    with pytest.raises(OperationClosed):
+    with pytest.raises(AttemptOutdated):
         await store.operations.mark_acting(
             operation.id, STEP, older, Acting(action="a", resource_type="b", resource_id="c")
         )
-    with pytest.raises(OperationClosed):
+    with pytest.raises(AttemptOutdated):
         await store.operations.bump_key(operation.id, STEP, older, 2)
     before = await reread(store, operation)
     assert await end(store, operation, older) == []

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from pymongo.errors import DuplicateKeyError
 
+from domain.errors import ResourceChanged
 from domain.people import User
 from domain.tenants import DnsRecord, DomainState, SystemFailure, SystemStatus, Tenant, TenantStatus
 from runtime.clock import utcnow
@@ -62,7 +63,7 @@ async def test_bookkeeping_is_no_change(store: Store) -> None:
     await store.database.run_transaction(
         lambda session: store.tenants.set_system("acme", "ocis", SystemStatus.ERROR, failure, session)
     )
-    await store.tenants.set_resource("acme", "space", "1")
+    await store.tenants.set_resource(await reread(store), "space", "1")
     await store.tenants.set_domain_id("acme", NAME, "d1")
     await store.tenants.set_domain_live("acme", NAME, [record])
     tenant = await reread(store)
@@ -75,6 +76,20 @@ async def test_bookkeeping_is_no_change(store: Store) -> None:
         lambda session: store.tenants.set_system("acme", "ocis", SystemStatus.OK, None, session)
     )
     assert (await reread(store)).provisioning_errors == {}
+
+
+async def test_an_outdated_choice_replaces_nothing(store: Store) -> None:
+    """Whoever read the tenant before another object was recorded may repeat that one, and record no other."""
+    await keep(store, "tenants", build_tenant())
+    outdated = await reread(store)
+    await store.tenants.set_resource(outdated, "space", "2")
+    await store.tenants.set_resource(outdated, "space", "2")
+    with pytest.raises(ResourceChanged):
+        await store.tenants.set_resource(outdated, "space", "1")
+    current = await reread(store)
+    assert current.resources == {"space": "2"}
+    await store.tenants.set_resource(current, "space", "3")
+    assert (await reread(store)).resources == {"space": "3"}
 
 
 async def test_an_unproved_domain_never_goes_live(store: Store) -> None:
