@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Query
 
@@ -15,8 +15,15 @@ Limit = Annotated[int, Query(ge=1, le=500, description="how many at the most")]
 # Room for the longest name, written in characters of four bytes.
 Cursor = Annotated[str | None, Query(max_length=2000, description="`nextCursor` of the page before")]
 DEFAULT_LIMIT = 50
+T = TypeVar("T")
 
 SortValue = str | datetime
+
+
+def split_page(found: list[T], limit: int) -> tuple[list[T], T | None]:
+    """Split what was read, one more than the page holds, into the page and its last item if more come after it."""
+    page = found[:limit]
+    return page, page[-1] if len(found) > limit else None
 
 
 def encode_cursor(*values: SortValue) -> str:

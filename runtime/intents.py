@@ -11,7 +11,7 @@ from typing import Any
 from pymongo.errors import DuplicateKeyError, PyMongoError
 from temporalio.service import RPCError
 
-from domain.audit import Actor, AuditEvent, Outcome, PersonalData, Resource
+from domain.audit import Actor, ActorType, AuditEvent, Outcome, PersonalData, Resource
 from domain.catalog import Currency, Cycle, Price, Subscription
 from domain.errors import Conflict, NotAllowed
 from domain.ids import tenant_lock, workflow_id
@@ -141,7 +141,7 @@ class Intents:
             partner = await self._partners.lock(partner_id, session)
             require_active(partner)
             assert partner is not None
-            await self._require_free_names(new, now, session)
+            await self._require_free_names(new, requester, now, session)
             await self._require_within_limits(partner, new, session)
             return await self._insert_tenant(new, partner, price, requester, now, session)
 
@@ -183,10 +183,11 @@ class Intents:
         except (RPCError, PyMongoError, RuntimeError, TimeoutError) as error:
             log.warning("start_left_to_dispatcher", operation_id=operation.id, error=type(error).__name__)
 
-    async def _require_free_names(self, new: NewTenant, now: datetime, session: Session) -> None:
+    async def _require_free_names(self, new: NewTenant, requester: Requester, now: datetime, session: Session) -> None:
         if await self._tenants.get(new.slug, session) is not None:
             raise Conflict(f"The slug {new.slug} is taken; slugs are never given away twice.", code="slug_taken")
-        await self._tenants.lapse_claims(new.domains, now, session)
+        for loser, domain in await self._tenants.lapse_claims(new.domains, now, session):
+            await self._audit.write(_lapse_event(loser, domain, requester, now), session)
         holder = await self._tenants.domain_holder(new.domains, session)
         if holder is not None:
             raise Conflict(f"The domain {holder[0]} belongs to another tenant.", code="domain_taken", domain=holder[0])
@@ -303,6 +304,22 @@ class Intents:
             created_at=now,
             updated_at=now,
         )
+
+
+def _lapse_event(loser: Tenant, domain: str, requester: Requester, now: datetime) -> AuditEvent:
+    return AuditEvent(
+        id=new_id(),
+        at=now,
+        actor=Actor(type=ActorType.SYSTEM, id="api"),
+        action="tenant.domain_lapsed",
+        outcome=Outcome.SUCCESS,
+        resource=Resource(type="tenant", id=loser.id),
+        tenant_slug=loser.slug,
+        partner_slug=loser.partner_slug,
+        source="api",
+        request_id=requester.request_id,
+        metadata={"domain": domain},
+    )
 
 
 def require_active(partner: Partner | None) -> None:

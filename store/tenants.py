@@ -108,18 +108,33 @@ class TenantRepository:
         held = next(each["name"] for each in row["domains"] if each["name"] in names)
         return held, row["slug"]
 
-    async def lapse_claims(self, names: list[str], now: datetime, session: Session) -> None:
-        """Free these names where they are claimed for longer than 14 days without a proof."""
+    async def lapse_claims(self, names: list[str], now: datetime, session: Session) -> list[tuple[Tenant, str]]:
+        """Free these names where they are claimed for longer than 14 days without a proof.
+
+        Returns:
+            Each tenant that lost a name, as it was, and the name.
+        """
         stale = {
             "name": {"$in": names},
             "state": DomainState.UNVERIFIED.value,
             "claimedAt": {"$lt": now - UNVERIFIED_CLAIM_LASTS},
         }
+        holding = {"domains": {"$elemMatch": stale}}
+        rows = await self._tenants.find(holding, session=session).to_list(None)
+        if not rows:
+            return []
         await self._tenants.update_many(
-            {"domains": {"$elemMatch": stale}},
+            holding,
             {"$pull": {"domains": stale}, "$set": {"updatedAt": now}, "$inc": {"version": 1}},
             session=session,
         )
+        limit = now - UNVERIFIED_CLAIM_LASTS
+        return [
+            (tenant, each.name)
+            for tenant in map(Tenant.model_validate, rows)
+            for each in tenant.domains
+            if each.name in names and each.state is DomainState.UNVERIFIED and each.claimed_at < limit
+        ]
 
     async def count_of_partner(self, partner_id: str, session: Session) -> int:
         """Return how many tenants a partner has that are not deleted."""

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pymongo.errors import PyMongoError
 
 from api.access import Caller, Guard, Role
-from api.paging import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
+from api.paging import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor, split_page
 from api.views import OperationPage, OperationView, view_operation
 from domain.errors import NotFound
 from domain.operations import Operation, OperationKind, OperationState
@@ -44,10 +44,10 @@ async def list_operations(
     among = None if caller.is_operator else await store.tenants.slugs(caller.visible_tenants)
     wanted = OperationFilter(among=among, tenant_slug=tenant, kind=kind, state=state)
     before = decode_cursor(cursor, str)[0] if cursor is not None else None
-    found = await store.operations.page(wanted, before, limit)
+    page, last = split_page(await store.operations.page(wanted, before, limit + 1), limit)
     return OperationPage(
-        items=[show(request, caller, each) for each in found],
-        next_cursor=encode_cursor(found[-1].id) if len(found) == limit else None,
+        items=[show(request, caller, each) for each in page],
+        next_cursor=encode_cursor(last.id) if last is not None else None,
     )
 
 

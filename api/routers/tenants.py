@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from api.access import Caller, Guard, identify, refuse_unknown_query
 from api.body import JsonBody, Payload, idempotency_key, idempotent_request
-from api.paging import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
+from api.paging import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor, split_page
 from api.reference import IDEMPOTENCY_KEY, PREFER
 from api.routers.operations import RETRY_AFTER_SECONDS, preferred_wait, show, wait_until_closed
 from api.views import OperationView, TenantPage, TenantView, summarise_tenant, view_tenant
@@ -167,11 +167,11 @@ async def list_tenants(
             raise Malformed("The cursor belongs to another order.", code="cursor_malformed")
         after = (value, identifier)
     found = await store.tenants.page(
-        caller.visible_tenants, wanted, sort=field, descending=descending, after=after, limit=limit
+        caller.visible_tenants, wanted, sort=field, descending=descending, after=after, limit=limit + 1
     )
-    last = found[-1] if len(found) == limit else None
+    page, last = split_page(found, limit)
     return TenantPage(
-        items=[summarise_tenant(each) for each in found],
+        items=[summarise_tenant(each) for each in page],
         next_cursor=encode_cursor(sort, getattr(last, SORTABLE[field]), last.id) if last is not None else None,
     )
 

@@ -319,6 +319,8 @@ async def test_a_claim_that_lapsed_gives_its_domain_up(api: Api, store: Store) -
     assert squatter is not None
     assert [each.name for each in squatter.domains] == ["recent.example.org", "proved.example.org"]
     assert squatter.version == 5, "what others see of it has changed"
+    (event,) = await store.audit.find({"action": "tenant.domain_lapsed"})
+    assert (event.tenant_slug, event.metadata) == ("squatter", {"domain": "stale.example.org"})
 
 
 class TestIdempotencyKey:
