@@ -16,6 +16,7 @@ A fault is set by `POST /_sandbox/faults` with the fields of `FaultSpec` and act
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import random
@@ -320,9 +321,11 @@ async def _drop_connection(receive: Receive, send: Send) -> None:
     if transport is None:
         raise AnswerLost("the stand-in closed the connection without an answer")
     transport.abort()
-    # Until uvicorn has noticed, it takes a return without an answer for a bug and writes a 500.
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    # Until uvicorn has noticed, it takes a return without an answer for a bug and writes a 500. At its end it may cancel
+    # for a second time meanwhile; by then it has noticed.
+    with contextlib.suppress(asyncio.CancelledError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 def _transport(send: Send) -> asyncio.Transport | None:

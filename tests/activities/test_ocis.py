@@ -79,8 +79,8 @@ async def test_attempt_that_was_cut_off(house: House, vendors: Vendors) -> None:
     await house.held("ocis", hold)
     kept = await house.run("ocis.space", "ensure_space")
     await house.release("ocis", hold)
-    with pytest.raises(ApplicationError):
-        await late
+    # It ends well only if it happened to choose the recorded one among the two.
+    await asyncio.gather(late, return_exceptions=True)
     assert (await house.job.tenant()).resources["ocisSpaceId"] == kept.resource_id
     await house.run("ocis.space_double.1", "delete_space_double")
     assert [space.id for space in await vendors.ocis.find_spaces(drive_alias(house.job.slug))] == [kept.resource_id]
