@@ -321,8 +321,8 @@ async def _drop_connection(receive: Receive, send: Send) -> None:
     if transport is None:
         raise AnswerLost("the stand-in closed the connection without an answer")
     transport.abort()
-    # Until uvicorn has noticed, it takes a return without an answer for a bug and writes a 500. At its end it may cancel
-    # for a second time meanwhile; by then it has noticed.
+    # Until uvicorn has noticed, it takes a return without an answer for a bug and writes a 500.
+    # At its end it may cancel for a second time meanwhile; by then it has noticed.
     with contextlib.suppress(asyncio.CancelledError):
         while (await receive())["type"] != "http.disconnect":
             pass

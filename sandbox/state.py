@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ Document = dict[str, Any]
 class Table:
     """Documents of one kind by key, in the order of insertion."""
 
-    def __init__(self, name: str, connection: sqlite3.Connection) -> None:
+    def __init__(self, name: str, state: State, connection: sqlite3.Connection) -> None:
         self._name = name
+        # Kept, because a state closes its file when nobody has it any more.
+        self._state = state
         self._connection = connection
         rows = connection.execute("SELECT key, body FROM documents WHERE kind = ? ORDER BY position", (name,))
         self._documents: dict[str, Document] = {key: json.loads(body) for key, body in rows}
@@ -66,11 +69,12 @@ class State:
             "position INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, key TEXT, body TEXT, UNIQUE (kind, key))"
         )
         self._tables: dict[str, Table] = {}
+        weakref.finalize(self, self._connection.close)
 
     def table(self, name: str) -> Table:
         """Return the table of that name, empty if nothing was ever put there."""
         if name not in self._tables:
-            self._tables[name] = Table(name, self._connection)
+            self._tables[name] = Table(name, self, self._connection)
         return self._tables[name]
 
     def next_number(self, counter: str) -> int:
