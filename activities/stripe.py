@@ -60,6 +60,8 @@ class StripeActivities:
         tenant = await load_tenant(self._tenants, request)
         known = tenant.resources.get(CUSTOMER)
         if known is not None and await self._billing.retrieve_customer(known) is not None:
+            # An attempt that died after it kept the tenant's id may not have come to the subscription's.
+            await self._subscriptions.keep_customer(tenant.id, known)
             return StepResult(resource_id=known)
         ids = await self._customer_ids(tenant)
         if not ids:

@@ -23,9 +23,9 @@ class CatalogRepository:
         """Return a catalog row, None if there is none."""
         return from_document(Price, await self._prices.find_one({"_id": price_id}))
 
-    async def price_for(self, plan: str, cycle: Cycle, session: Session | None = None) -> Price | None:
+    async def price_for(self, plan: str, cycle: Cycle) -> Price | None:
         """Return the catalog row of a plan and cycle, None if it is not sold."""
-        found = await self._prices.find_one({"plan": plan, "cycle": cycle.value}, session=session)
+        found = await self._prices.find_one({"plan": plan, "cycle": cycle.value})
         return from_document(Price, found)
 
     async def keep_product(self, price_id: str, stripe_product_id: str) -> None:

@@ -33,7 +33,7 @@ class ChildSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the kernel to kill this child when its parent is gone, however it went. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -94,7 +94,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.spec.environment},
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         self.on_change()
 
@@ -122,7 +122,7 @@ def record_children(path: Path, children: Sequence[Child]) -> None:
     for child in children:
         if child.pid is not None:
             with contextlib.suppress(psutil.Error):
-                rows.append({"name": child.spec.name, "pid": child.pid, "startedAt": _start_time(child.pid)})
+                rows.append({"name": child.spec.name, "pid": child.pid, "startedAt": start_time(child.pid)})
     _write_json(path, rows)
 
 
@@ -135,7 +135,7 @@ def end_leftovers(path: Path, say: Callable[[str], None]) -> None:
     left = []
     for row in rows:
         with contextlib.suppress(psutil.Error):
-            if _start_time(row["pid"]) == row["startedAt"]:
+            if start_time(row["pid"]) == row["startedAt"]:
                 process = psutil.Process(row["pid"])
                 process.terminate()
                 left.append(process)
@@ -165,7 +165,8 @@ def holder_of_port(port: int) -> str | None:
     return None
 
 
-def _start_time(pid: int) -> float:
+def start_time(pid: int) -> float:
+    """Return when a process began, in seconds since the epoch: with the pid it names one process for good."""
     return round(psutil.Process(pid).create_time(), 2)
 
 

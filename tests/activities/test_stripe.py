@@ -71,6 +71,17 @@ async def test_replayed_error(house: House, step: str, activity: str, path: str)
     assert keys == ["1", "1", "2"]
 
 
+async def test_customer_kept_by_half(house: House, store: Store) -> None:
+    """An attempt that died between its two records is completed by the next one."""
+    made = await house.run("stripe.customer", "ensure_customer")
+    subscriptions = store.database.collection("subscriptions")
+    await subscriptions.update_one({"tenantId": house.job.tenant_id}, {"$set": {"stripeCustomerId": None}})
+    await house.run("stripe.customer", "ensure_customer")
+    subscription = await store.subscriptions.of_tenant(house.job.tenant_id)
+    assert subscription is not None
+    assert subscription.stripe_customer_id == made.resource_id
+
+
 async def test_double_of_a_late_attempt(house: House, vendors: Vendors) -> None:
     """The customer we know stays, and a double that came later goes."""
     kept = await house.run("stripe.customer", "ensure_customer")

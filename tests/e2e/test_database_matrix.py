@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.stack.children import _die_with_parent
+from sandbox.stack.children import die_with_parent
 from sandbox.stack.layout import Files, Ports
 from sandbox.stack.stack import Stack
 from tests.support.census import census, not_exactly_one
@@ -40,7 +40,7 @@ class HoldingWorker:
         with (self._directory / "worker.log").open("ab") as log:
             command = [sys.executable, "-m", "tests.support.holding_worker", str(self._directory)]
             self._process = subprocess.Popen(
-                command, env=self._environment, stdout=log, stderr=log, preexec_fn=_die_with_parent
+                command, env=self._environment, stdout=log, stderr=log, preexec_fn=die_with_parent
             )
 
     def kill(self) -> None:

@@ -122,15 +122,15 @@ def test_children_die_with_a_killed_stack_and_the_next_one_starts(own: Platform)
 
 def test_leftovers_of_an_earlier_stack_are_ended(tmp_path: Path) -> None:
     """A recorded process that still runs is ended; one that only reuses a recorded pid is left alone."""
-    from sandbox.stack.children import _start_time, end_leftovers
+    from sandbox.stack.children import end_leftovers, start_time
 
     said: list[str] = []
     left = subprocess.Popen(["sleep", "600"])
     other = subprocess.Popen(["sleep", "600"])
     try:
         rows = [
-            {"name": "mongo", "pid": left.pid, "startedAt": _start_time(left.pid)},
-            {"name": "api", "pid": other.pid, "startedAt": _start_time(other.pid) - 1000},
+            {"name": "mongo", "pid": left.pid, "startedAt": start_time(left.pid)},
+            {"name": "api", "pid": other.pid, "startedAt": start_time(other.pid) - 1000},
         ]
         (tmp_path / "children.json").write_text(json.dumps(rows))
         end_leftovers(tmp_path / "children.json", said.append)

@@ -25,7 +25,7 @@ from domain.errors import (
     VendorUnavailable,
 )
 from integrations.object_storage import ObjectStorage
-from sandbox.stack.children import _die_with_parent
+from sandbox.stack.children import die_with_parent
 from sandbox.stack.layout import find_binary
 from tests.support.platform import eventually
 from tests.support.servers import HOST, free_port, serving
@@ -48,7 +48,7 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--auth-key", "access,secret", "--config", "/dev/null",
     ]  # fmt: skip
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_die_with_parent
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent
     ) as process:
         try:
             eventually("the S3 server listens", lambda: _listens(port))

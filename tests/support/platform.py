@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
-from sandbox.stack.children import _die_with_parent
+from sandbox.stack.children import die_with_parent
 
 PATIENCE_SECONDS = 90.0
 LOOK_EVERY_SECONDS = 0.05
@@ -70,7 +70,7 @@ class Platform:
                 env=self._environment,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         eventually("the stack is ready", self._ready)
         self.tokens: dict[str, str] = {}

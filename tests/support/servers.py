@@ -16,7 +16,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from sandbox.faults import FaultInjector
-from sandbox.stack.children import _die_with_parent
+from sandbox.stack.children import die_with_parent
 from sandbox.stack.layout import find_binary
 
 HOST = "127.0.0.1"
@@ -63,7 +63,7 @@ class Mongod:
             "--setParameter", "diagnosticDataCollectionEnabled=false",
         ]  # fmt: skip
         with (self._directory / "mongod.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_die_with_parent)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
         client: MongoClient[dict[str, Any]] = MongoClient(
             f"mongodb://{HOST}:{self.port}/?directConnection=true", serverSelectionTimeoutMS=500
         )
