@@ -18,8 +18,10 @@ from temporalio.worker import Interceptor, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from domain.errors import ControlPlaneError, VendorRejected
+from runtime.breaker import Breakers
 from runtime.interceptors import StepInterceptor
 from runtime.logging import configure_logging, get_logger
+from runtime.metrics import build_metrics
 from runtime.process import run_and_exit, stop_event
 from runtime.settings import Settings
 from runtime.temporal import connect, metrics_runtime, prepare_namespace
@@ -27,7 +29,10 @@ from runtime.wiring import (
     Store,
     Vendors,
     build_activities,
+    build_breakers,
+    build_decisions,
     build_dispatcher,
+    build_prober,
     build_recorder,
     build_store,
     build_vendors,
@@ -74,6 +79,7 @@ def build_workers(
     settings: Settings,
     store: Store,
     vendors: Vendors,
+    breakers: Breakers,
     *,
     queues: Sequence[str],
     extra_interceptors: Sequence[Interceptor] = (),
@@ -81,7 +87,7 @@ def build_workers(
     """Return a worker for each queue. The extra interceptors come first, around the recording one."""
     activities = build_activities(settings, store, vendors)
     limits = queue_limits(settings)
-    interceptors = [*extra_interceptors, StepInterceptor(build_recorder(store))]
+    interceptors = [*extra_interceptors, StepInterceptor(build_recorder(store), breakers)]
     return [
         Worker(
             client,
@@ -111,19 +117,25 @@ async def serve(queues: Sequence[str], extra_interceptors: Sequence[Interceptor]
     client = await _until_ready(settings, store, stop)
     if client is None:
         return 0
-    if not await _generation_fits(vendors):
+    breakers = build_breakers(store, settings.operation_profile)
+    if not await _generation_fits(vendors, breakers):
         return 1
-    workers = build_workers(client, settings, store, vendors, queues=queues, extra_interceptors=extra_interceptors)
+    workers = build_workers(
+        client, settings, store, vendors, breakers, queues=queues, extra_interceptors=extra_interceptors
+    )
+    dispatcher = build_dispatcher(settings, store, client)
+    metrics = build_metrics(client)
+    prober = build_prober(settings, store, vendors, breakers, build_decisions(store, dispatcher), metrics)
     async with contextlib.AsyncExitStack() as running:
         for each in workers:
             await running.enter_async_context(each)
-        dispatching = asyncio.create_task(build_dispatcher(settings, store, client).run())
+        loops = asyncio.gather(dispatcher.run(metrics), prober.run())
         log.info("worker_ready", queues=list(queues))
         await stop.wait()
         log.info("worker_stopping")
-        dispatching.cancel()
+        loops.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await dispatching
+        await loops
     await vendors.aclose()
     store.database.close()
     return 0
@@ -134,7 +146,7 @@ async def _until_ready(settings: Settings, store: Store, stop: asyncio.Event) ->
     runtime = metrics_runtime(settings.worker_metrics_host, settings.worker_metrics_port)
     while not stop.is_set():
         try:
-            client = await connect(runtime=runtime)
+            client = await connect(settings.key_ring, runtime=runtime)
             await prepare_namespace(client)
             await store.prepare()
             return client
@@ -145,10 +157,11 @@ async def _until_ready(settings: Settings, store: Store, stop: asyncio.Event) ->
     return None
 
 
-async def _generation_fits(vendors: Vendors) -> bool:
+async def _generation_fits(vendors: Vendors, breakers: Breakers) -> bool:
     """Tell whether Stalwart speaks the pinned generation; a server that is away is weather and decides nothing."""
     try:
-        server = await vendors.stalwart.check_generation()
+        async with breakers.guarding():
+            server = await vendors.stalwart.check_generation()
     except VendorRejected as error:
         log.error("stalwart_generation_mismatch", code=error.code, message=error.message)
         return error.code != "generation_mismatch"

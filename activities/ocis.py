@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from temporalio import activity
 
 from activities.tenants import load_plan, load_tenant
@@ -21,7 +23,7 @@ SPACE = "ocisSpaceId"
 
 
 class OcisActivities:
-    """Ensures groups, spaces and who may enter them."""
+    """Ensures groups, spaces and who may enter them, and the absence of groups and spaces."""
 
     def __init__(self, ocis: OcisClient, tenants: TenantRepository, catalog: CatalogRepository) -> None:
         self._ocis = ocis
@@ -97,27 +99,74 @@ class OcisActivities:
         left = [each for each in spaces if each.id != kept and marker in (each.description or "")]
         while left:
             space = left.pop()
-            try:
-                done = await self._remove_if_empty(space)
-            except VendorRejected as error:
-                if error.code != "vendor_not_found":
-                    raise
-                # It was listed a moment ago: a late attempt has removed it, or we may not see it. The list will tell.
-                raise OutcomeUnknown(VENDOR, "The double went away meanwhile.") from error
-            if done:
+            if await self._remove_if_empty(space, "space_double"):
                 return StepResult(resource_id=space.id, doubles=bool(left))
         return StepResult()
 
-    async def _remove_if_empty(self, space: Space) -> bool:
-        """Remove a double unless there are files in it; return whether anything was changed."""
+    @activity.defn(name="delete_space")
+    async def delete_space(self, request: TenantRequest) -> StepResult:
+        """Ensure that there is one space less of the tenant's, disabled or not, whichever operation made it.
+
+        Idempotency: what is gone is not found again. A disabled space does not tell whether it is empty, so it is
+        restored first: also one that an earlier attempt disabled. `doubles` tells whether it is to be called once
+        more. A file that is stored in the moment between the look and the disabling goes with the space.
+
+        Raises:
+            VendorRejected: `space_not_empty` if there are files in all that is left: a person has to decide.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        alias, known = drive_alias(tenant.slug), tenant.resources.get(SPACE)
+        spaces = _of_tenant(await self._ocis.find_spaces(alias), tenant)
+        for space in spaces:
+            if await self._remove_if_empty(space, "space"):
+                left = _of_tenant(await self._ocis.find_spaces(alias), tenant)
+                if all(each.id != space.id for each in left):
+                    await self._tenants.forget_resource(tenant.slug, SPACE, space.id if left else known)
+                return StepResult(resource_id=space.id, doubles=bool(left))
+        if spaces:
+            raise VendorRejected(VENDOR, "There are files in the tenant's space.", code="space_not_empty")
+        await self._tenants.forget_resource(tenant.slug, SPACE, known)
+        return StepResult()
+
+    @activity.defn(name="delete_files_group")
+    async def delete_files_group(self, request: TenantRequest) -> StepResult:
+        """Ensure that the tenant's group is gone. The tenant's spaces go before: memberships outlive a group.
+
+        Idempotency: what is gone is not found again; the name is the mark.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        group = await self._ocis.find_group(tenant_group(tenant.slug))
+        if group is not None:
+            await current_step().acting(_acting("ocis.group_removed", "group", group.name))
+            await self._ocis.delete_group(group.id)
+        await self._tenants.forget_resource(tenant.slug, GROUP, tenant.resources.get(GROUP))
+        return StepResult(resource_id=group.id if group is not None else None)
+
+    async def _remove_if_empty(self, space: Space, what: Literal["space", "space_double"]) -> bool:
+        """Remove a space unless there are files in it; return whether anything was changed.
+
+        Raises:
+            VendorRejected: `vendor_forbidden` if the space is there, and we may not change it.
+        """
+        try:
+            return await self._disable_and_purge(space, what)
+        except VendorRejected as error:
+            if error.code != "vendor_not_found":
+                raise
+        # What is gone and what we have no right to get the same answer: only the list tells.
+        if any(each.id == space.id for each in await self._ocis.find_spaces(space.drive_alias or "")):
+            raise VendorRejected(VENDOR, "The space may not be changed by us.", code="vendor_forbidden")
+        return True
+
+    async def _disable_and_purge(self, space: Space, what: Literal["space", "space_double"]) -> bool:
         if space.disabled:
-            await current_step().acting(_acting("ocis.space_double_restored", "space", space.id))
+            await current_step().acting(_acting(f"ocis.{what}_restored", "space", space.id))
             space = await self._ocis.restore_space(space.id)
             if space.quota_used:
                 return True
         if space.quota_used:
             return False
-        await current_step().acting(_acting("ocis.space_double_removed", "space", space.id))
+        await current_step().acting(_acting(f"ocis.{what}_removed", "space", space.id))
         await self._ocis.disable_space(space.id)
         await self._ocis.purge_space(space.id)
         return True
@@ -158,9 +207,9 @@ class OcisActivities:
         Raises:
             ForeignObject: only spaces without our mark stand under the alias.
         """
-        alias, marker, known = drive_alias(tenant.slug), tenant_marker(tenant.slug), tenant.resources.get(SPACE)
+        alias = drive_alias(tenant.slug)
         spaces = await self._ocis.find_spaces(alias)
-        ours = [space for space in spaces if space.id == known or marker in (space.description or "")]
+        ours = _of_tenant(spaces, tenant)
         if spaces and not ours:
             raise ForeignObject(VENDOR, f"The alias {alias} belongs to a space that was not made here.")
         return ours
@@ -168,6 +217,12 @@ class OcisActivities:
     async def _quota(self, tenant: Tenant) -> int:
         plan = await load_plan(self._catalog, tenant)
         return plan.storage_bytes_per_seat * tenant.seats
+
+
+def _of_tenant(spaces: list[Space], tenant: Tenant) -> list[Space]:
+    """Return the spaces that carry our mark, and the one we know: people who manage a space can edit the mark."""
+    known, marker = tenant.resources.get(SPACE), tenant_marker(tenant.slug)
+    return [space for space in spaces if space.id == known or marker in (space.description or "")]
 
 
 def _space_name(tenant: Tenant) -> str:

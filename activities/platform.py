@@ -10,13 +10,22 @@ from activities.tenants import load_admin, load_tenant
 from domain.audit import Actor, ActorType, AuditEvent, Outcome, Resource
 from domain.errors import NotFound
 from domain.flags import FlagSubject, evaluate
-from domain.operations import Operation
-from domain.provisioning import CloseRequest, OutcomeRequest, ProvisionPlan, Settlement, TenantRequest
+from domain.operations import Failure, Operation, Step, StepState, object_of, undo_of
+from domain.provisioning import (
+    UNDOABLE,
+    CloseRequest,
+    OutcomeRequest,
+    ProvisionPlan,
+    Settlement,
+    StepRecord,
+    TenantRequest,
+    UndoPlan,
+)
 from domain.tenants import SYSTEMS, SystemStatus
 from runtime.clock import utcnow
 from runtime.recorder import Recorder
 from store.audit import AuditRepository
-from store.catalog import FlagRepository
+from store.catalog import FlagRepository, SubscriptionRepository
 from store.database import Database, Session
 from store.people import UserRepository
 from store.tenants import TenantRepository
@@ -24,8 +33,12 @@ from store.tenants import TenantRepository
 BILLING_FLAG = "new_billing_engine"
 
 
+# Steps of a canceled run that nothing is undone of, and on which nobody works any more.
+ABANDONED_STEPS = frozenset({StepState.RUNNING, StepState.RETRYING, StepState.PARKED})
+
+
 class PlatformActivities:
-    """Plans a run, records how it ended, releases its lock."""
+    """Plans a run, keeps what its workflow decides about it, records how it ended, releases its lock."""
 
     def __init__(
         self,
@@ -35,6 +48,7 @@ class PlatformActivities:
         tenants: TenantRepository,
         users: UserRepository,
         flags: FlagRepository,
+        subscriptions: SubscriptionRepository,
         audit: AuditRepository,
         environment: str,
         billing_enabled: bool,
@@ -45,6 +59,7 @@ class PlatformActivities:
         self._tenants = tenants
         self._users = users
         self._flags = flags
+        self._subscriptions = subscriptions
         self._audit = audit
         self._environment = environment
         self._billing_enabled = billing_enabled
@@ -73,19 +88,66 @@ class PlatformActivities:
             billing_enabled=self._billing_enabled and flag is not None and evaluate(flag, subject),
         )
 
-        async def body(session: Session) -> None:
+        async def body(session: Session) -> ProvisionPlan:
+            operation = await self._operation(request.operation_id, session)
             await self._operations.plan_steps(request.operation_id, plan.steps, session)
             for system in SYSTEMS:
                 dark = system == "stripe" and not plan.billing_enabled
                 status = SystemStatus.DISABLED if dark else SystemStatus.PENDING
                 await self._tenants.set_system(tenant.slug, system, status, None, session)
+            return plan.model_copy(update={"canceled": operation.cancel_requested_at is not None})
 
-        await self._database.run_transaction(body)
-        return plan
+        return await self._database.run_transaction(body)
+
+    @activity.defn(name="record_step")
+    async def record_step(self, request: StepRecord) -> None:
+        """Give steps the state that their workflow gives them: parked, wanted again, skipped, undone.
+
+        Ensures that a step that parks alerts people once, and that decisions about these steps count as obeyed.
+
+        Idempotency: the same state again changes nothing, and the alert has one id for each try of the step.
+
+        Raises:
+            OperationClosed: the operation has ended.
+        """
+        await self._recorder.set_steps(request)
+
+    @activity.defn(name="plan_undoing")
+    async def plan_undoing(self, request: TenantRequest) -> UndoPlan:
+        """Record that a run is being canceled, and say what it has to undo and for how long it must wait before.
+
+        Whatever was tried may have been made, so it is undone; steps that are not are shown as failed.
+
+        Idempotency: what is undone already is not planned again.
+        """
+
+        def change(operation: Operation) -> dict[str, Step]:
+            changed: dict[str, Step] = {}
+            for step in operation.steps.values():
+                if _to_undo(step):
+                    changed[step.name] = step.model_copy(
+                        update={"state": StepState.COMPENSATING, "next_retry_at": None}
+                    )
+                    undo = undo_of(step.name)
+                    changed[undo] = operation.step(undo)
+                elif step.state in ABANDONED_STEPS and object_of(step.name) not in _UNDO_STEPS:
+                    error = step.last_error or Failure(code="canceled", message="The job was canceled.")
+                    changed[step.name] = step.model_copy(
+                        update={"state": StepState.FAILED, "next_retry_at": None, "last_error": error}
+                    )
+            return changed
+
+        operation = await self._recorder.begin_undoing(request.operation_id, change)
+        return UndoPlan(
+            unsettled_seconds=operation.unsettled_for(utcnow()),
+            steps=[step.name for step in operation.steps.values() if step.state is StepState.COMPENSATING],
+        )
 
     @activity.defn(name="record_tenant_outcome")
     async def record_tenant_outcome(self, request: OutcomeRequest) -> Settlement:
         """Turn the tenant active if every branch is ok, keep the event of how it went, and say what must settle.
+
+        From then on the job cannot be canceled; one that was canceled before is told so, and nothing is recorded.
 
         Idempotency: the tenant is activated once and the event has one id. An operation that has ended changes nothing.
         """
@@ -94,6 +156,9 @@ class PlatformActivities:
             operation = await self._operation(request.operation_id, session)
             now = utcnow()
             if operation.open:
+                if operation.cancel_requested_at is not None:
+                    return Settlement(canceled=True)
+                await self._operations.settle(operation, now, session)
                 if request.failure is None:
                     await self._tenants.activate(request.tenant_slug, now, session)
                 await self._audit.write(_outcome_event(operation, request, now), session)
@@ -107,6 +172,28 @@ class PlatformActivities:
             )
 
         return await self._database.run_transaction(body)
+
+    @activity.defn(name="record_tenant_abandoned")
+    async def record_tenant_abandoned(self, request: OutcomeRequest) -> None:
+        """Give a tenant up whose provisioning was canceled: its domains are free, its slug never is again.
+
+        Its people lose their place in it, and its subscription here is canceled.
+
+        Idempotency: the tenant is abandoned once and the event has one id. An operation that has ended changes nothing.
+        """
+
+        async def body(session: Session) -> None:
+            operation = await self._operation(request.operation_id, session)
+            if not operation.open:
+                return
+            now = utcnow()
+            tenant_id = operation.input["tenantId"]
+            await self._tenants.abandon(request.tenant_slug, now, session)
+            await self._users.remove_memberships(tenant_id, session)
+            await self._subscriptions.cancel(tenant_id, session)
+            await self._audit.write(_abandoned_event(operation, request, now), session)
+
+        await self._database.run_transaction(body)
 
     @activity.defn(name="close_operation")
     async def close_operation(self, request: CloseRequest) -> float:
@@ -137,9 +224,26 @@ class PlatformActivities:
         return operation
 
 
+# The steps that undo: a canceled run goes on with them, whatever state they are in.
+_UNDO_STEPS = frozenset(undo_of(name) for name in UNDOABLE)
+
+
+def _to_undo(step: Step) -> bool:
+    return object_of(step.name) in UNDOABLE and step.attempts > 0 and step.state is not StepState.COMPENSATED
+
+
 def _outcome_event(operation: Operation, request: OutcomeRequest, now: datetime) -> AuditEvent:
+    return _tenant_event(
+        operation, request, now, "tenant.activated" if request.failure is None else "tenant.provision_failed"
+    )
+
+
+def _abandoned_event(operation: Operation, request: OutcomeRequest, now: datetime) -> AuditEvent:
+    return _tenant_event(operation, request, now, "tenant.abandoned")
+
+
+def _tenant_event(operation: Operation, request: OutcomeRequest, now: datetime, action: str) -> AuditEvent:
     failed = request.failure is not None
-    action = "tenant.provision_failed" if failed else "tenant.activated"
     return AuditEvent(
         id=f"{operation.id}:outcome:{action}",
         at=now,

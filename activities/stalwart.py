@@ -10,9 +10,10 @@ from activities.tenants import load_admin, load_plan, load_tenant
 from domain.errors import ForeignObject, NotReadyYet, OutcomeUnknown, VendorRejected
 from domain.ids import tenant_marker
 from domain.operations import Acting
+from domain.people import User
 from domain.provisioning import DomainRequest, StepResult, TenantRequest, keeper
 from domain.tenants import DnsRecord
-from integrations.stalwart import MailboxSpec, RoleSpec, StalwartClient
+from integrations.stalwart import Link, Mailbox, MailboxSpec, RoleSpec, StalwartClient
 from runtime.steps import current_step
 from store.catalog import CatalogRepository
 from store.people import UserRepository
@@ -22,6 +23,9 @@ VENDOR = "stalwart"
 ROLE = "stalwartRoleId"
 MAILBOX = "stalwartMailboxId"
 DKIM_POLL = timedelta(seconds=1)
+# A kind of link that only the server itself makes.
+DKIM_KEY = "DkimSignature"
+REMOVAL_POLL = timedelta(seconds=1)
 # The community edition shows every mailbox of the server to every other one through these. `jmapPrincipalGet` is
 # among them because asking it for no particular id answers with the first five hundred.
 DIRECTORY_LEAKS = (
@@ -37,7 +41,7 @@ DIRECTORY_LEAKS = (
 
 
 class StalwartActivities:
-    """Ensures roles, domains, their keys, and mailboxes."""
+    """Ensures roles, domains, their keys, and mailboxes, and their absence."""
 
     def __init__(
         self,
@@ -90,7 +94,7 @@ class StalwartActivities:
         while left:
             role_id = left.pop()
             await current_step().acting(_acting("stalwart.role_double_removed", "role", role_id))
-            if await self._stalwart.destroy_role(role_id):
+            if not await self._stalwart.destroy_role(role_id):
                 return StepResult(resource_id=role_id, doubles=bool(left))
             await current_step().not_acting()
         return StepResult()
@@ -158,8 +162,8 @@ class StalwartActivities:
         if domain is None or domain.external_id is None:
             raise VendorRejected(VENDOR, f"The domain {request.domain} is not known here.", code="domain_gone")
         plan = await load_plan(self._catalog, tenant)
-        local_part = person.email.rpartition("@")[0]
-        mark = f"dezky-user={person.id};"
+        local_part = _local_part(person)
+        mark = _user_mark(person)
         mailbox = await self._stalwart.find_mailbox(local_part, domain.external_id)
         if mailbox is None:
             spec = MailboxSpec(
@@ -182,6 +186,107 @@ class StalwartActivities:
             raise ForeignObject(VENDOR, "The address belongs to a mailbox that was not made here.")
         await self._tenants.set_resource(tenant, MAILBOX, mailbox.id)
         return StepResult(resource_id=mailbox.id)
+
+    @activity.defn(name="delete_mailbox")
+    async def delete_mailbox(self, request: DomainRequest) -> StepResult:
+        """Ensure that the first admin has no mailbox on a domain; one without our mark is left alone.
+
+        Idempotency: what is gone is not found again. The domain is found by its name, so its id need not be known.
+
+        Raises:
+            NotReadyYet: the server has not come to it yet.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        person = await load_admin(self._users, tenant)
+        mailbox = await self._own_mailbox(person, request.domain)
+        if mailbox is not None:
+            await current_step().acting(_acting("stalwart.mailbox_removed", "user", person.id))
+            await self._require_gone(await self._stalwart.destroy_mailbox(mailbox.id))
+            if await self._own_mailbox(person, request.domain) is not None:
+                raise NotReadyYet(VENDOR, "The mailbox is being removed.", retry_after=REMOVAL_POLL)
+        await self._tenants.forget_resource(tenant.slug, MAILBOX, tenant.resources.get(MAILBOX))
+        return StepResult(resource_id=mailbox.id if mailbox is not None else None)
+
+    @activity.defn(name="delete_mail_domain")
+    async def delete_mail_domain(self, request: DomainRequest) -> StepResult:
+        """Ensure that a domain of the tenant is gone from Stalwart; one without the tenant's mark is left alone.
+
+        Idempotency: what is gone is not found again. The DKIM keys go before the domain; one that the server makes
+        meanwhile goes with the next attempt.
+
+        Raises:
+            NotReadyYet: what referred to the domain is being removed, or a key has come meanwhile.
+            VendorRejected: `still_in_use` if there are other mailboxes or lists in it.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        domain = await self._stalwart.find_domain(request.domain)
+        if domain is not None and tenant_marker(tenant.slug) not in (domain.description or ""):
+            return StepResult()
+        if domain is not None:
+            await current_step().acting(_acting("stalwart.domain_removed", "domain", request.domain))
+            for key in await self._stalwart.dkim_keys(domain.id):
+                await self._require_gone(await self._stalwart.destroy_dkim_key(key.id))
+            await self._require_gone(await self._stalwart.destroy_domain(domain.id))
+        known = tenant.domain(request.domain)
+        external_id = known.external_id if known is not None else None
+        await self._tenants.forget_domain_id(tenant.slug, request.domain, external_id)
+        return StepResult(resource_id=domain.id if domain is not None else None)
+
+    @activity.defn(name="delete_mail_role")
+    async def delete_mail_role(self, request: TenantRequest) -> StepResult:
+        """Ensure that there is one role less with the tenant's marker, whichever operation made it.
+
+        Idempotency: what is gone is not found again. `doubles` tells whether it is to be called once more.
+
+        Raises:
+            NotReadyYet: the mailboxes that had the role are being removed.
+            VendorRejected: `still_in_use` if other mailboxes or roles refer to all that are left.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        known = tenant.resources.get(ROLE)
+        roles = await self._stalwart.find_roles(tenant_marker(tenant.slug))
+        doubles = len(roles) > 1
+        links: list[Link] = []
+        for role in roles:
+            await current_step().acting(_acting("stalwart.role_removed", "role", role.id))
+            held = await self._stalwart.destroy_role(role.id)
+            if not held:
+                await self._tenants.forget_resource(tenant.slug, ROLE, role.id if doubles else known)
+                return StepResult(resource_id=role.id, doubles=doubles)
+            await current_step().not_acting()
+            links += held
+        await self._require_gone(links)
+        await self._tenants.forget_resource(tenant.slug, ROLE, known)
+        return StepResult()
+
+    async def _own_mailbox(self, person: User, domain_name: str) -> Mailbox | None:
+        """Return the mailbox that was made for a person on a domain, None if there is none."""
+        domain = await self._stalwart.find_domain(domain_name)
+        if domain is None:
+            return None
+        mailbox = await self._stalwart.find_mailbox(_local_part(person), domain.id)
+        return mailbox if mailbox is not None and _user_mark(person) in (mailbox.description or "") else None
+
+    async def _require_gone(self, links: list[Link]) -> None:
+        """Ensure that nothing refers to what was to be destroyed, so that it is gone.
+
+        Raises:
+            NotReadyYet: what refers to it is being removed itself, or is a key that goes with the next attempt.
+            VendorRejected: `still_in_use` if something refers to it that a person has to remove.
+        """
+        if not links:
+            return
+        if await self._stalwart.any_exists([link for link in links if link.kind != DKIM_KEY]):
+            raise VendorRejected(VENDOR, "Something that is not being removed refers to it.", code="still_in_use")
+        raise NotReadyYet(VENDOR, "What refers to it is being removed.", retry_after=REMOVAL_POLL)
+
+
+def _user_mark(person: User) -> str:
+    return f"dezky-user={person.id};"
+
+
+def _local_part(person: User) -> str:
+    return person.email.rpartition("@")[0]
 
 
 def _operation_mark(request: TenantRequest) -> str:

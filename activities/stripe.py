@@ -30,7 +30,7 @@ ENDED = frozenset({"canceled", "incomplete_expired"})
 
 
 class StripeActivities:
-    """Ensures customers, products, prices and subscriptions."""
+    """Ensures customers, products, prices and subscriptions, and the absence of customers and subscriptions."""
 
     def __init__(
         self,
@@ -198,6 +198,66 @@ class StripeActivities:
             tenant.id, subscription.id, subscription.item_id, subscription.status
         )
         return StepResult(resource_id=subscription.id)
+
+    @activity.defn(name="delete_subscription")
+    async def delete_subscription(self, request: TenantRequest) -> StepResult:
+        """Ensure that one subscription less of the tenant's runs, and here that it is canceled once none does.
+
+        It ends at once, without credit and without a final invoice. An invoice that was finalised before stays open,
+        for a person to void: Stripe only stops collecting it.
+
+        Idempotency: what has ended is not found again. `doubles` tells whether it is to be called once more.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        running = [
+            each
+            for customer_id in await self._own_customers(tenant)
+            for each in await self._billing.find_subscriptions(customer_id)
+            if each.metadata.get("dezkyTenantId") == tenant.id
+        ]
+        if running:
+            await current_step().acting(_acting("stripe.subscription_canceled", "subscription", running[0].id))
+            await self._billing.cancel_subscription(running[0].id)
+        doubles = len(running) > 1
+        if not doubles:
+            await self._subscriptions.cancel(tenant.id)
+            await self._tenants.forget_resource(tenant.slug, SUBSCRIPTION, tenant.resources.get(SUBSCRIPTION))
+        return StepResult(resource_id=running[0].id if running else None, doubles=doubles)
+
+    @activity.defn(name="delete_customer")
+    async def delete_customer(self, request: TenantRequest) -> StepResult:
+        """Ensure that there is one customer less of the tenant's, whichever operation made it.
+
+        Idempotency: what is gone is not found again. `doubles` tells whether it is to be called once more.
+
+        Raises:
+            VendorRejected: `still_in_use` if all that are left have a subscription that was not made here: it would
+                end with its customer.
+        """
+        tenant = await load_tenant(self._tenants, request)
+        known = tenant.resources.get(CUSTOMER)
+        customers = await self._own_customers(tenant)
+        doubles = len(customers) > 1
+        for customer_id in customers:
+            found = await self._billing.find_subscriptions(customer_id)
+            if any(each.metadata.get("dezkyTenantId") != tenant.id for each in found):
+                continue
+            await current_step().acting(_acting("stripe.customer_removed", "customer", customer_id))
+            await self._billing.delete_customer(customer_id)
+            await self._tenants.forget_resource(tenant.slug, CUSTOMER, customer_id if doubles else known)
+            return StepResult(resource_id=customer_id, doubles=doubles)
+        if customers:
+            raise VendorRejected(VENDOR, "The customer has a subscription that was not made here.", code="still_in_use")
+        await self._tenants.forget_resource(tenant.slug, CUSTOMER, known)
+        return StepResult()
+
+    async def _own_customers(self, tenant: Tenant) -> list[str]:
+        """Return the customers that carry the tenant's mark, and the one we know."""
+        ids = await self._customer_ids(tenant)
+        known = tenant.resources.get(CUSTOMER)
+        if known is None or known in ids or await self._billing.retrieve_customer(known) is None:
+            return ids
+        return [known, *ids]
 
     async def _customer_ids(self, tenant: Tenant) -> list[str]:
         since = tenant.created_at - CLOCK_SKEW

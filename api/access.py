@@ -7,12 +7,12 @@ from enum import StrEnum
 
 from fastapi import Request
 
-from api.tokens import TokenVerifier
+from api.tokens import Claims, TokenVerifier
 from domain.audit import Actor, ActorType
 from domain.errors import Malformed, NotAllowed, Unauthenticated
 from domain.people import Partner, PartnerStatus, User
 from domain.tenants import Tenant
-from runtime.intents import Requester
+from runtime.commits import Requester
 from runtime.wiring import Store
 from store.tenants import Visibility
 
@@ -79,12 +79,22 @@ class Guard:
             NotAllowed: the person may not do this.
             Malformed: a query parameter is not one of the route's.
         """
+        caller = await self.admit(request)
+        refuse_unknown_query(request)
+        return caller
+
+    async def admit(self, request: Request) -> Caller:
+        """Return the caller, whatever else the request asks for.
+
+        Raises:
+            Unauthenticated: there is no token, or it proves nothing.
+            NotAllowed: the person may not do this.
+        """
         caller = await identify(request)
         if self._roles and caller.role not in self._roles:
             if self._roles == (Role.OPERATOR,):
                 raise NotAllowed(OPERATOR_ONLY, code="operator_only")
             raise NotAllowed("This is not open to you.")
-        refuse_unknown_query(request)
         return caller
 
 
@@ -95,13 +105,34 @@ async def identify(request: Request) -> Caller:
         Unauthenticated: there is no token, or it proves nothing.
         NotAllowed: the person is unknown here (`unknown_user`) or deactivated (`user_deactivated`).
     """
+    claims = await verified_claims(request)
+    return await caller_of(request, claims.subject, for_operators=claims.audience == OPERATOR_AUDIENCE)
+
+
+async def verified_claims(request: Request) -> Claims:
+    """Return what the request's bearer token proves.
+
+    Raises:
+        Unauthenticated: there is no token, or it proves nothing.
+    """
     verifier: TokenVerifier = request.app.state.verifier
-    store: Store = request.app.state.store
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise Unauthenticated("A bearer token is needed.")
-    claims = await verifier.verify(token.strip())
-    user = await store.users.by_subject(claims.subject)
+    return await verifier.verify(token.strip())
+
+
+async def caller_of(request: Request, subject: str, *, for_operators: bool) -> Caller:
+    """Return what a proven login is in the database now.
+
+    Args:
+        for_operators: the login is for the operators' application; the database must agree.
+
+    Raises:
+        NotAllowed: the person is unknown here (`unknown_user`) or deactivated (`user_deactivated`).
+    """
+    store: Store = request.app.state.store
+    user = await store.users.by_subject(subject)
     if user is None:
         raise NotAllowed("Nobody here is linked to this login.", code="unknown_user")
     if not user.active:
@@ -109,7 +140,7 @@ async def identify(request: Request) -> Caller:
     partner = await store.partners.get(user.partner_id) if user.partner_id is not None else None
     if partner is not None and partner.status is PartnerStatus.TERMINATED:
         partner = None
-    operator = claims.audience == OPERATOR_AUDIENCE and user.platform_admin
+    operator = for_operators and user.platform_admin
     role = Role.OPERATOR if operator else Role.PARTNER if partner is not None else Role.MEMBER
     state = request.scope["state"]
     return Caller(

@@ -13,14 +13,16 @@ from pymongo.errors import PyMongoError
 from starlette.routing import BaseRoute
 
 from api.errors import install_error_handlers
+from api.live import LiveOperations
 from api.middleware import RequestContext
 from api.reference import install_reference
-from api.routers import health, me, operations, tenants
+from api.routers import codec, decisions, events, health, me, operations, tenants
 from api.tokens import TokenVerifier
 from runtime.logging import configure_logging, get_logger
 from runtime.settings import Settings
 from runtime.temporal import connect
-from runtime.wiring import Store, build_dispatcher, build_intents, build_store
+from runtime.wiring import Store, build_decisions, build_dispatcher, build_intents, build_store
+from store.changes import OperationChanges
 
 log = get_logger(__name__)
 
@@ -40,10 +42,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.settings = settings
+    app.add_middleware(codec.CrossOrigin, origin=codec.ui_origin(settings))
     app.add_middleware(RequestContext, trusted_proxies=settings.trusted_proxies)
     install_error_handlers(app)
     routes: list[BaseRoute] = []
-    for module in (health, me, tenants, operations):
+    for module in (health, me, tenants, operations, decisions, events, codec):
         app.include_router(module.router)
         routes += module.router.routes
     app.state.routes = routes
@@ -56,12 +59,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     store = build_store(settings)
     app.state.store = store
-    app.state.temporal = await connect(lazy=True)
-    app.state.intents = build_intents(settings, store, build_dispatcher(settings, store, app.state.temporal))
+    app.state.live = LiveOperations(OperationChanges(store.database))
+    app.state.temporal = await connect(settings.key_ring, lazy=True)
+    dispatcher = build_dispatcher(settings, store, app.state.temporal)
+    app.state.intents = build_intents(settings, store, dispatcher)
+    app.state.decisions = build_decisions(store, dispatcher)
     preparing = asyncio.create_task(_prepare(store))
     async with httpx.AsyncClient(trust_env=False) as http:
         app.state.verifier = TokenVerifier(settings.authentik.trusted, http)
         yield
+    await app.state.live.aclose()
     preparing.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await preparing

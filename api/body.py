@@ -34,14 +34,21 @@ class JsonBody(Generic[B]):
     To be called by the route after its guard: as a dependency FastAPI would parse the body before it knows the caller.
     """
 
-    def __init__(self, model: type[B]) -> None:
+    def __init__(self, model: type[B], *, max_bytes: int | None = None, required: bool = True) -> None:
+        """Read bodies of a model, of at most the size given, else of that in the settings.
+
+        Args:
+            required: no body at all is the model's defaults if it is not.
+        """
         self.model = model
+        self._max_bytes = max_bytes
+        self._required = required
 
     @property
     def openapi(self) -> dict[str, Any]:
         """Return what a route passes as `openapi_extra`; `api.reference` makes components of its `$defs`."""
         schema = self.model.model_json_schema(ref_template=SCHEMA_REF)
-        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+        return {"requestBody": {"required": self._required, "content": {"application/json": {"schema": schema}}}}
 
     async def read(self, request: Request) -> B:
         """Return the body as its model.
@@ -52,13 +59,16 @@ class JsonBody(Generic[B]):
             Malformed: it is not JSON.
             Invalid: a field is wrong; `errors` says which.
         """
-        _refuse_declared_size(request)
+        limit: int = self._max_bytes or request.app.state.settings.max_body_bytes
+        _refuse_declared_size(request, limit)
+        if not self._required and "content-type" not in request.headers and not await _content(request, limit):
+            return self.model()
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise UnsupportedMedia("The body must be application/json.")
         if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise UnsupportedMedia("The body must not be compressed.")
-        content = await self._content(request)
+        content = await _content(request, limit)
         try:
             document = json.loads(
                 content.decode(), parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_names
@@ -70,16 +80,6 @@ class JsonBody(Generic[B]):
         except ValidationError as error:
             errors = field_errors(error.errors(include_url=False))
             raise Invalid("The request is not valid.", errors=errors) from None
-
-    async def _content(self, request: Request) -> bytes:
-        limit: int = request.app.state.settings.max_body_bytes
-        chunks, size = [], 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise _too_large(limit)
-            chunks.append(chunk)
-        return b"".join(chunks)
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -103,8 +103,17 @@ def idempotent_request(request: Request, caller: Caller, key: str, body: Payload
     )
 
 
-def _refuse_declared_size(request: Request) -> None:
-    limit: int = request.app.state.settings.max_body_bytes
+async def _content(request: Request, limit: int) -> bytes:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _refuse_declared_size(request: Request, limit: int) -> None:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)

@@ -40,6 +40,7 @@ class RequestContext:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["client_address"] = self.client_address(scope, headers)
+        state["head"] = head
         started = time.perf_counter()
         status = 500
 

@@ -33,6 +33,7 @@ class Claims:
     subject: str
     issuer: str
     audience: str
+    expires_at: int  # seconds since the epoch
 
 
 @dataclass
@@ -95,7 +96,7 @@ class TokenVerifier:
             raise _refused("The token is not valid.") from None
         named = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
         audience = next(each for each in issuer.audiences if each in named)
-        return Claims(subject=str(claims["sub"]), issuer=issuer.url, audience=audience)
+        return Claims(subject=str(claims["sub"]), issuer=issuer.url, audience=audience, expires_at=int(claims["exp"]))
 
     async def _key(self, issuer: _Issuer, kid: str) -> jwt.PyJWK | None:
         fresh = time.monotonic() - issuer.fetched_at < KEYS_LAST_SECONDS

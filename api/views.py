@@ -10,7 +10,17 @@ from pydantic import Field
 
 from domain.catalog import Currency, Cycle
 from domain.model import Model, Timestamp
-from domain.operations import Failure, Operation, OperationKind, OperationState, Progress, RequestedBy, Step, StepState
+from domain.operations import (
+    Decision,
+    Failure,
+    Operation,
+    OperationKind,
+    OperationState,
+    Progress,
+    RequestedBy,
+    Step,
+    StepState,
+)
 from domain.tenants import (
     SYSTEMS,
     BillingInfo,
@@ -67,6 +77,9 @@ class OperationView(Model):
     result: dict[str, Any] | None
     error: FailureView | None
     requested_by: RequestedBy
+    # Decided, and not acted upon yet.
+    decisions: list[Decision]
+    cancel_requested_at: Timestamp | None
     created_at: Timestamp
     started_at: Timestamp | None
     closed_at: Timestamp | None
@@ -153,6 +166,8 @@ def view_operation(
         result=operation.result,
         error=_view_failure(operation.error, for_operator=for_operator),
         requested_by=operation.requested_by,
+        decisions=operation.decisions,
+        cancel_requested_at=operation.cancel_requested_at,
         created_at=operation.created_at,
         started_at=operation.started_at,
         closed_at=operation.closed_at,

@@ -22,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+history = typer.Typer(help="Histories of runs.", no_args_is_help=True)
+app.add_typer(history, name="history")
 
 
 @app.command()
@@ -70,12 +72,45 @@ def token(
 
 
 @app.command()
-def demo(port_base: PortBase = None, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Create a tenant before your eyes, and check in all four systems that it is there."""
-    from cli.demo import run_demo
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="The first act only: a tenant is provisioned.")] = False,
+    port_base: PortBase = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """See it work, each claim checked: a tenant made, an outage healed, a parked step resolved, an order canceled."""
+    from cli.demo.tour import run_demo
     from runtime.process import run_and_exit
 
-    run_and_exit(run_demo(port_base, data_dir))
+    run_and_exit(run_demo(port_base, data_dir, quick=quick))
+
+
+@history.command()
+def save(
+    workflow_id: Annotated[str, typer.Argument(help="The id of the workflow, for example tenant/acme/01M7W67...")],
+    run_id: Annotated[str | None, typer.Option("--run-id", help="One run of it; the latest if absent.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="The new file; named after the workflow if absent.")] = None,
+    port_base: PortBase = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Save the history of a run, decrypted, as a file that replay reads. A live one is customer data."""
+    from cli.history import run_save
+    from runtime.process import run_and_exit
+
+    run_and_exit(run_save(workflow_id, run_id, to, port_base, data_dir))
+
+
+@app.command()
+def replay(
+    targets: Annotated[list[str] | None, typer.Argument(help="Workflow ids, or files with histories.")] = None,
+    all_open: Annotated[bool, typer.Option("--all-open", help="Every open execution of the namespace.")] = False,
+    port_base: PortBase = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Say whether runs fit this code, before it is deployed. Exit code 1 if some do not, 2 if that cannot be said."""
+    from cli.replay import run_replay
+    from runtime.process import run_and_exit
+
+    run_and_exit(run_replay(targets or [], port_base, data_dir, all_open=all_open))
 
 
 @app.command()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -40,8 +42,9 @@ def run_api() -> None:
     from runtime.settings import Settings
 
     settings = Settings()
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.api_host,
         port=settings.api_port,
         log_config=None,
@@ -52,12 +55,25 @@ def run_api() -> None:
     )
 
     async def serve() -> int:
-        server = uvicorn.Server(config)
+        server = _Server(config, lambda: app.state.live.stop())
         await server.serve()
         # A port that is taken ends the server before it started, without an exception.
         return 0 if server.started else 1
 
     run_and_exit(serve())
+
+
+class _Server(uvicorn.Server):
+    """Ends what never ends by itself before it waits for open requests, so that clients go elsewhere at once."""
+
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._end_streams = end_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop serving."""
+        self._end_streams()
+        await super().shutdown(sockets)
 
 
 def run_worker() -> None:

@@ -20,6 +20,7 @@
         |-- NotReadyYet                   a poll has not seen the end yet                     retried
         |-- OutcomeUnknown                a write was sent and its answer lost: observe next  retried
         |-- VendorAuthFailed              our credential is refused                           final
+        |-- BreakerOpen                   it was refused before: this call was not sent       final
         |-- VendorRejected                the vendor says no for good                         final
         |   `-- ForeignObject             a name we need belongs to an object without our mark
         `-- IdentityExists                a person's login name is taken by an unlinked identity
@@ -210,6 +211,13 @@ class VendorAuthFailed(VendorError):
     """Our credential is refused. Repeating it could get our address banned."""
 
     default_code = "vendor_auth_failed"
+    retryable = False
+
+
+class BreakerOpen(VendorError):
+    """The vendor refused our credential before: nothing is sent to it until a probe passes."""
+
+    default_code = "vendor_breaker_open"
     retryable = False
 
 

@@ -47,6 +47,16 @@ class StepState(StrEnum):
 
 
 FINISHED_STEPS = frozenset({StepState.DONE, StepState.SKIPPED})
+# Nothing more will happen to them. `failed` is not among them: it is what an operation that ended makes of the rest.
+SETTLED_STEPS = FINISHED_STEPS | {StepState.COMPENSATED}
+
+
+class DecisionAction(StrEnum):
+    """What a person may decide about a job; the value is the name of the workflow's update."""
+
+    RETRY = "retry"
+    SKIP = "skip"
+    CANCEL = "cancel"
 
 
 class Failure(Model):
@@ -119,6 +129,19 @@ class Progress(Model):
     message: str = ""
 
 
+class Decision(Model):
+    """What was decided about an open operation and has not taken effect yet.
+
+    Kept here in the transaction that accepts it, so it reaches the workflow however often it has to be sent.
+    """
+
+    id: str
+    action: DecisionAction
+    # The parked steps it is about; none for a cancel.
+    steps: list[str] = Field(default_factory=list)
+    at: Timestamp
+
+
 class RequestedBy(Model):
     """Who asked for it, as the audit log names actors; ids only, never personal data."""
 
@@ -147,9 +170,33 @@ class Operation(Model):
     progress: Progress = Progress()
     result: dict[str, Any] | None = None
     error: Failure | None = None
+    decisions: list[Decision] = Field(default_factory=list)
+    cancel_requested_at: Timestamp | None = None
+    # Since then its outcome stands, and it can no longer be canceled.
+    settled_at: Timestamp | None = None
     created_at: Timestamp
     started_at: Timestamp | None = None
     closed_at: Timestamp | None = None
+
+    @property
+    def parked_steps(self) -> list[str]:
+        """Return the names of the steps that wait for a decision, without those about which one is on its way."""
+        decided = {name for decision in self.decisions for name in decision.steps}
+        parked = [step.name for step in self.steps.values() if step.state is StepState.PARKED]
+        return [name for name in parked if name not in decided]
+
+    def parked_for(self, system: str, codes: frozenset[str]) -> list[str]:
+        """Return the steps of a system that wait for a decision and were refused with one of these codes."""
+        return [
+            name
+            for name in self.parked_steps
+            if system_of(name) == system and (error := self.step(name).last_error) is not None and error.code in codes
+        ]
+
+    @property
+    def cancelable(self) -> bool:
+        """Whether it can still be canceled."""
+        return self.open and self.settled_at is None
 
     def step(self, name: str) -> Step:
         """Return the step of that name, pending if it was never recorded."""
@@ -178,3 +225,13 @@ def step_key(name: str) -> str:
 def system_of(step: str) -> str:
     """Return the outside system a step belongs to."""
     return step.split(".", 1)[0]
+
+
+def object_of(step: str) -> str:
+    """Return a step's system and object, without its target."""
+    return ".".join(step.split(".", 2)[:2])
+
+
+def undo_of(step: str) -> str:
+    """Return the name of the step that removes what a step made."""
+    return f"{object_of(step)}_undo{step.removeprefix(object_of(step))}"

@@ -58,6 +58,8 @@ class User(Model):
 
     id: str = Field(alias="_id")
     subject: str | None = None
+    # Identities that were given up. None of them is ever linked again: it is gone, or is about to be.
+    former_subjects: list[str] = Field(default_factory=list)
     email: str
     name: str
     platform_admin: bool = False

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from domain.model import Model
-from domain.operations import Failure, OperationState
+from domain.operations import Failure, OperationState, StepState
 
 
 class RetryProfile(StrEnum):
@@ -38,12 +38,32 @@ class DomainRequest(TenantRequest):
     domain: str
 
 
+# What a run makes for its tenant alone, and removes again when it is canceled. The catalog's product and price are
+# everybody's; a membership of a space, its quota and a domain's keys go with what they belong to.
+UNDOABLE = frozenset(
+    {
+        "authentik.group",
+        "authentik.user",
+        "authentik.member",
+        "stalwart.role",
+        "stalwart.domain",
+        "stalwart.mailbox",
+        "ocis.group",
+        "ocis.space",
+        "stripe.customer",
+        "stripe.subscription",
+    }
+)
+
+
 class ProvisionPlan(Model):
     """What a provisioning run will do, decided once at its start."""
 
     domains: list[str]
     mailbox_domain: str | None
     billing_enabled: bool
+    # It was canceled before it began.
+    canceled: bool = False
 
     @property
     def steps(self) -> list[str]:
@@ -73,8 +93,34 @@ class SpaceResult(StepResult):
     quota_matches: bool = True
 
 
+class StepRecord(Model):
+    """The input of `record_step`: the state that a workflow gives to steps."""
+
+    operation_id: str
+    steps: list[str]
+    state: StepState
+    failure: Failure | None = None
+    # Which try of the step it was that parked.
+    generation: int = 1
+
+
+class DecisionRequest(Model):
+    """The input of the updates `retry`, `skip` and `cancel`: the parked steps that are meant; none for `cancel`."""
+
+    steps: list[str] = Field(default_factory=list)
+
+
+class UndoPlan(Model):
+    """What a canceled run has to undo, and for how long it must wait before."""
+
+    # For how long an attempt may still write outside: what it makes would come after its undoing.
+    unsettled_seconds: float = 0.0
+    # Steps that may have made something, in the order they were planned.
+    steps: list[str] = Field(default_factory=list)
+
+
 class OutcomeRequest(TenantRequest):
-    """The input of `record_tenant_outcome`: the first final failure, or None if every branch is ok."""
+    """The input of `record_tenant_outcome` and `record_tenant_abandoned`: what failed for good, if anything."""
 
     failure: Failure | None = None
 
@@ -86,6 +132,8 @@ class Settlement(Model):
     unsettled_seconds: float = 0.0
     # Steps that were tried more than once: at a vendor without uniqueness they may have made doubles.
     repeated: list[str] = Field(default_factory=list)
+    # It was canceled before its outcome was recorded: nothing was recorded, and what was made is to be undone.
+    canceled: bool = False
 
 
 class CloseRequest(Model):

@@ -161,9 +161,14 @@ OUR_WORDS = {
     "not_ready_yet": "The system is still working on it.",
     "outcome_unknown": "The answer was lost. What happened is looked up first.",
     "vendor_auth_failed": "Our access to the system is refused. An operator has to renew it.",
+    "vendor_breaker_open": "Our access to the system is refused. An operator has to renew it.",
     "foreign_object": "A name that is needed is taken by something that was not made here.",
     "identity_exists": "The person's login name is taken by an account that is not linked to this one.",
+    "space_not_empty": "There are files in the space. An operator has to decide about them.",
+    "still_in_use": "Something else still uses it. An operator has to look at it.",
     "budget_spent": "It was tried for as long as allowed, without success.",
+    "canceled": "The job was canceled.",
+    "cleanup_incomplete": "The job was canceled, and something that it made is left.",
     "attempt_lost": "How the last try ended is not known. An operator has to look at it.",
     "ended_outside": "The job was ended from outside before it was done. An operator has to look at it.",
 }
@@ -182,7 +187,8 @@ def system_state(steps: Iterable[Step], system: str) -> tuple[SystemStatus, Syst
     """Sum up the steps of one system.
 
     Returns:
-        `error` and its cause while a step is failing, `ok` when all planned steps are done, else `pending`.
+        `error` and its cause while a step is failing; when all planned steps are finished `ok`, or `skipped` if an
+        operator skipped one; else `pending`.
     """
     own = [step for step in steps if system_of(step.name) == system]
     failing = [step for step in own if _is_failing(step)]
@@ -191,12 +197,19 @@ def system_state(steps: Iterable[Step], system: str) -> tuple[SystemStatus, Syst
     if failing:
         step = failing[0]
         code = step.last_error.code if step.last_error is not None else "vendor_error"
-        message = our_words(code) + (" It is tried again." if step.next_retry_at is not None else "")
+        message = our_words(code) + _what_next(step)
         cause = SystemFailure(code=code, message=message, attempts=step.attempts, next_retry_at=step.next_retry_at)
         return SystemStatus.ERROR, cause
     if own and all(step.state in FINISHED_STEPS for step in own):
-        return SystemStatus.OK, None
+        skipped = any(step.state is StepState.SKIPPED for step in own)
+        return SystemStatus.SKIPPED if skipped else SystemStatus.OK, None
     return SystemStatus.PENDING, None
+
+
+def _what_next(step: Step) -> str:
+    if step.next_retry_at is not None:
+        return " It is tried again."
+    return " It waits for an operator." if step.state is StepState.PARKED else ""
 
 
 def _is_failing(step: Step) -> bool:

@@ -1,9 +1,9 @@
-"""What every vendor call of one attempt shares: its correlation id and the time by which it must have ended."""
+"""What every vendor call of one attempt shares: correlation id, deadline, and who lets it pass."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -13,6 +13,21 @@ correlation_id: ContextVar[str] = ContextVar("correlation_id", default="")
 
 # Units: seconds of the running event loop's clock (`loop.time()`). None: only the limit of each call counts.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+# Awaited with the vendor's name before each request; what it raises keeps the request from being sent. None: all pass.
+gate: ContextVar[Callable[[str], Awaitable[None]] | None] = ContextVar("gate", default=None)
+
+
+async def pass_gate(vendor: str) -> None:
+    """Return if a request may be sent to this vendor.
+
+    Raises:
+        BreakerOpen: the vendor refused our credential before.
+        Unavailable: it cannot be told.
+    """
+    admit = gate.get()
+    if admit is not None:
+        await admit(vendor)
 
 
 def out_of_time() -> bool:

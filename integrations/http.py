@@ -19,7 +19,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from domain.errors import OutcomeUnknown, VendorError, VendorUnavailable
-from integrations.call_context import correlation_id, out_of_time, time_limit
+from integrations.call_context import correlation_id, out_of_time, pass_gate, time_limit
 
 # Below the 30 s start-to-close of vendor activities, so that the client always ends before its activity does.
 TOTAL_LIMIT = timedelta(seconds=25)
@@ -86,7 +86,10 @@ async def call(
     Raises:
         VendorUnavailable: nothing was sent, or a read got no answer.
         OutcomeUnknown: a write got no answer.
+        BreakerOpen: the vendor refused our credential before, so nothing was sent.
+        Unavailable: whether it did cannot be told, so nothing was sent.
     """
+    await pass_gate(vendor)
     if out_of_time():
         raise VendorUnavailable(vendor, f"{vendor} was not called: the time of this attempt is up")
     sent = dict(headers or {})

@@ -7,20 +7,27 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import (
+    Client,
+    WorkflowExecutionStatus,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from domain.audit import Actor, ActorType, AuditEvent, Outcome, Resource
-from domain.operations import Failure, Operation, OperationKind, OperationState
-from domain.provisioning import OperationRequest, RetryProfile
+from domain.operations import Decision, Failure, Operation, OperationKind, OperationState
+from domain.provisioning import DecisionRequest, OperationRequest, RetryProfile
 from runtime.clock import utcnow
 from runtime.logging import get_logger
+from runtime.metrics import Metrics
 from runtime.recorder import Recorder
 from runtime.search_attributes import search_attributes_of
 from store.audit import AuditRepository
 from store.database import Database, Session
+from workflows.job import NOT_CANCELABLE, STEP_NOT_PARKED
 from workflows.options import PLATFORM_QUEUE
 from workflows.provision_tenant import ProvisionTenant
 
@@ -29,11 +36,16 @@ log = get_logger(__name__)
 WORKFLOWS = {OperationKind.TENANT_PROVISION: ProvisionTenant}
 
 START_TIMEOUT = timedelta(seconds=5)
+# An update needs a worker that is awake; one that sleeps on a long history may take a moment.
+UPDATE_TIMEOUT = timedelta(seconds=5)
 # The API starts its own intents at once; what is older than this was left behind.
 LEFT_BEHIND_AFTER = timedelta(seconds=2)
 DISPATCH_EVERY = timedelta(seconds=1)
-SWEEP_EVERY = timedelta(seconds=60)
+SWEEP_EVERY = {RetryProfile.PRODUCTION: timedelta(seconds=60), RetryProfile.FAST: timedelta(seconds=5)}
+COUNT_EVERY = timedelta(seconds=5)
 BATCH = 200
+# So many are sent at a time: one execution that does not answer must not hold up the others.
+DELIVERIES = 20
 
 # Answers about one execution; others are about Temporal itself and end the round.
 NOT_TOLD = frozenset(
@@ -111,6 +123,53 @@ class Dispatcher:
                 # One that Temporal refuses must not hold up those behind it.
                 log.warning("start_failed", operation_id=operation.id, error=error.status.name)
 
+    async def deliver(self, operation: Operation) -> None:
+        """Send the decisions about an operation to its workflow.
+
+        Idempotency: a decision's id is the update's, so however often it is sent the workflow hears it once. It stays
+        on the operation until the workflow has recorded what came of it; one that the workflow refuses is withdrawn.
+
+        Raises:
+            RPCError: Temporal cannot be reached.
+        """
+        for decision in operation.decisions:
+            await self._send(operation, decision)
+
+    async def _send(self, operation: Operation, decision: Decision) -> None:
+        try:
+            await self._client.get_workflow_handle(operation.workflow_id).execute_update(
+                decision.action.value,
+                DecisionRequest(steps=decision.steps),
+                id=decision.id,
+                rpc_timeout=UPDATE_TIMEOUT,
+            )
+        except WorkflowUpdateFailedError as error:
+            code = error.cause.type if isinstance(error.cause, ApplicationError) else None
+            log.warning("decision_refused", operation_id=operation.id, action=decision.action.value, code=code)
+            # Any other refusal is an older worker's, which does not know the update.
+            if code in (STEP_NOT_PARKED, NOT_CANCELABLE):
+                await self._operations.withdraw(operation.id, decision)
+        except WorkflowUpdateRPCTimeoutOrCancelledError:
+            log.warning("decision_not_answered", operation_id=operation.id, action=decision.action.value)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            # Not started yet, or ended: the sweep closes what ended behind our back.
+            log.info("decision_without_execution", operation_id=operation.id, action=decision.action.value)
+
+    async def deliver_left_behind(self) -> None:
+        """Send every decision that its workflow has not acted upon."""
+        gate = asyncio.Semaphore(DELIVERIES)
+
+        async def send(operation: Operation) -> None:
+            async with gate:
+                await self.deliver(operation)
+
+        left = await self._operations.undelivered(BATCH)
+        for result in await asyncio.gather(*map(send, left), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
     async def sweep(self) -> None:
         """Close every open operation whose execution ended otherwise than by closing it."""
         started_before = utcnow() - LEFT_BEHIND_AFTER
@@ -168,11 +227,17 @@ class Dispatcher:
 
         await self._database.run_transaction(body)
 
-    async def run(self) -> None:
-        """Dispatch and sweep until cancelled; an error is logged and the next round tries again."""
+    async def run(self, metrics: Metrics) -> None:
+        """Dispatch, sweep and count until cancelled; an error is logged and the next round tries again."""
+
+        async def count() -> None:
+            metrics.tell_operations(await self._operations.count_open())
+
         await asyncio.gather(
+            _every(COUNT_EVERY, count, "count_failed"),
             _every(DISPATCH_EVERY, self.dispatch, "dispatch_failed"),
-            _every(SWEEP_EVERY, self.sweep, "sweep_failed"),
+            _every(DISPATCH_EVERY, self.deliver_left_behind, "delivery_failed"),
+            _every(SWEEP_EVERY[self._profile], self.sweep, "sweep_failed"),
         )
 
 

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import PyMongoError
 from temporalio.service import RPCError
 
 from domain.audit import Actor, ActorType, AuditEvent, Outcome, PersonalData, Resource
@@ -28,12 +27,13 @@ from domain.tenants import (
     TenantStatus,
 )
 from runtime.clock import new_id, utcnow
+from runtime.commits import Commits, Encode, Recorded, Requester
 from runtime.dispatcher import Dispatcher
 from runtime.logging import get_logger
 from store.audit import AuditRepository
 from store.catalog import SubscriptionRepository
-from store.database import Database, RaceLost, Session
-from store.idempotency import IdempotencyRepository, IdempotentRequest
+from store.database import Session
+from store.idempotency import IdempotentRequest
 from store.operations import OperationRepository
 from store.people import PartnerRepository, UserRepository
 from store.tenants import TenantRepository
@@ -41,22 +41,6 @@ from store.tenants import TenantRepository
 log = get_logger(__name__)
 
 START_PATIENCE_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class Requester:
-    """Who asks, for the operation and the audit event."""
-
-    actor: Actor
-    request_id: str
-    address: str | None
-
-    @property
-    def personal(self) -> PersonalData | None:
-        """Return what identifies the requester, to be kept under their own key."""
-        if self.address is None:
-            return None
-        return PersonalData(subject=self.actor.id, fields={"address": self.address})
 
 
 @dataclass(frozen=True)
@@ -74,28 +58,12 @@ class NewTenant:
     billing_info: BillingInfo | None
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A committed intent, or the answer that an equal request got before."""
-
-    operation: Operation | None
-    answer: dict[str, Any]
-
-    @property
-    def replayed(self) -> bool:
-        """Whether this is the answer of an earlier request."""
-        return self.operation is None
-
-
-Encode = Callable[[Operation], dict[str, Any]]
-
-
 class Intents:
     """Commits intents and starts their workflows."""
 
     def __init__(
         self,
-        database: Database,
+        commits: Commits,
         dispatcher: Dispatcher,
         *,
         operations: OperationRepository,
@@ -103,18 +71,16 @@ class Intents:
         partners: PartnerRepository,
         users: UserRepository,
         subscriptions: SubscriptionRepository,
-        idempotency: IdempotencyRepository,
         audit: AuditRepository,
         assume_domain_proof: bool,
     ) -> None:
-        self._database = database
+        self._commits = commits
         self._dispatcher = dispatcher
         self._operations = operations
         self._tenants = tenants
         self._partners = partners
         self._users = users
         self._subscriptions = subscriptions
-        self._idempotency = idempotency
         self._audit = audit
         self._assume_domain_proof = assume_domain_proof
 
@@ -153,25 +119,8 @@ class Intents:
         repeat: IdempotentRequest | None,
         encode: Encode,
     ) -> Recorded:
-        """Commit an intent with the answer to its request, or return the answer to an equal earlier request."""
-
-        async def transaction(session: Session) -> Recorded:
-            now = utcnow()
-            if repeat is not None:
-                answer = await self._idempotency.find(repeat, now, session)
-                if answer is not None:
-                    return Recorded(operation=None, answer=answer)
-            try:
-                operation = await body(session, now)
-            except DuplicateKeyError:
-                # Somebody committed the same name after our look: look again, and say what it is.
-                raise RaceLost from None
-            answer = encode(operation)
-            if repeat is not None:
-                await self._idempotency.keep(repeat, answer, now, session)
-            return Recorded(operation=operation, answer=answer)
-
-        recorded = await self._database.run_transaction(transaction)
+        """Commit an intent, and start its workflow."""
+        recorded = await self._commits.commit(body, repeat, encode)
         if recorded.operation is not None:
             await self._start(recorded.operation)
         return recorded

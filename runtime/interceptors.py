@@ -1,4 +1,4 @@
-"""What surrounds every activity: the record of its attempt, heartbeats, error mapping and log context."""
+"""What surrounds every activity: the record of its attempt, breakers, heartbeats, error mapping, log context."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from domain.errors import ControlPlaneError
 from domain.ids import operation_of_workflow, step_of_activity, vendor_key
 from domain.operations import Acting, Fence, Step
 from integrations import call_context
+from runtime.breaker import Breakers
 from runtime.clock import utcnow
 from runtime.failures import describe, next_retry_at, to_application_error
 from runtime.logging import get_logger
@@ -64,18 +65,20 @@ class _RunningStep:
 class StepInterceptor(Interceptor):
     """Surrounds every activity of a worker."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, breakers: Breakers) -> None:
         self._recorder = recorder
+        self._breakers = breakers
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
         """Wrap the activities of a worker."""
-        return _StepActivity(next, self._recorder)
+        return _StepActivity(next, self._recorder, self._breakers)
 
 
 class _StepActivity(ActivityInboundInterceptor):
-    def __init__(self, next_: ActivityInboundInterceptor, recorder: Recorder) -> None:
+    def __init__(self, next_: ActivityInboundInterceptor, recorder: Recorder, breakers: Breakers) -> None:
         super().__init__(next_)
         self._recorder = recorder
+        self._breakers = breakers
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         info = activity.info()
@@ -92,7 +95,7 @@ class _StepActivity(ActivityInboundInterceptor):
             try:
                 async with _heartbeats():
                     if step is None:
-                        return await super().execute_activity(input)
+                        return await self._run_body(input)
                     return await self._execute_step(input, info, workflow_id, step)
             except (ControlPlaneError, PyMongoError) as error:
                 raise to_application_error(error) from error
@@ -116,7 +119,7 @@ class _StepActivity(ActivityInboundInterceptor):
         call_context.correlation_id.set(f"{workflow_id}/{info.activity_id}/{info.attempt}")
         call_context.deadline.set(last_call)
         try:
-            result = await super().execute_activity(input_)
+            result = await self._run_body(input_)
         # Cancellation is no Exception and passes: the end of that attempt stays unrecorded, which is the truth.
         except Exception as error:
             retry_at = next_retry_at(info, error, utcnow())
@@ -128,6 +131,10 @@ class _StepActivity(ActivityInboundInterceptor):
             raise to_application_error(error) from error
         await self._recorder.done(operation_id, name, fence)
         return result
+
+    async def _run_body(self, input_: ExecuteActivityInput) -> Any:
+        async with self._breakers.guarding():
+            return await super().execute_activity(input_)
 
 
 @contextlib.asynccontextmanager

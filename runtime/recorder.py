@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from domain.audit import event_of_step
+from domain.audit import Actor, ActorType, AuditEvent, Outcome, Resource, event_of_step
 from domain.errors import VendorError
 from domain.operations import Failure, Fence, Operation, OperationKind, OperationState, Step, StepState, system_of
-from domain.tenants import SYSTEMS, system_state
+from domain.provisioning import StepRecord
+from domain.tenants import SYSTEMS, TenantStatus, system_state
 from runtime.clock import utcnow
 from runtime.failures import describe
+from runtime.logging import get_logger
 from store.audit import AuditRepository
 from store.database import Session
 from store.operations import OperationRepository
 from store.tenants import TenantRepository
+
+log = get_logger(__name__)
+
+# What such a step changed outside, or tried to, has its event already.
+TOLD = frozenset({StepState.DONE, StepState.SKIPPED, StepState.COMPENSATING, StepState.COMPENSATED})
 
 
 class Recorder:
@@ -61,6 +68,51 @@ class Recorder:
 
         await self._end(operation_id, name, fence, change)
 
+    async def set_steps(self, record: StepRecord) -> None:
+        """Record the state that a workflow gives to steps; a step that parks alerts people.
+
+        Raises:
+            OperationClosed: the operation has ended.
+        """
+        now = utcnow()
+
+        def change(operation: Operation) -> dict[str, Step]:
+            return {name: _given(operation.step(name), record) for name in record.steps}
+
+        async def also(before: Operation, after: Operation, session: Session) -> None:
+            for name in record.steps:
+                if record.state is StepState.PARKED:
+                    await self._audit.write(_parked_event(after, name, record, now), session)
+                if record.state is StepState.SKIPPED:
+                    await self._write_tried(before, before.step(name), now, session)
+            await self._summarise_all(after, {system_of(name) for name in record.steps}, session)
+
+        operation = await self.operations.set_steps(record.operation_id, change, also)
+        if record.state is StepState.PARKED and record.failure is not None:
+            log.error(
+                "operation_needs_operator",
+                operation_id=operation.id,
+                workflow_id=operation.workflow_id,
+                steps=record.steps,
+                code=record.failure.code,
+            )
+
+    async def begin_undoing(self, operation_id: str, change: Callable[[Operation], dict[str, Step]]) -> Operation:
+        """Record that an operation is being canceled and what that makes of its steps; return what now is.
+
+        Raises:
+            OperationClosed: the operation has ended.
+        """
+        now = utcnow()
+
+        async def also(before: Operation, after: Operation, session: Session) -> None:
+            for step in before.steps.values():
+                if after.step(step.name).state is not step.state:
+                    await self._write_tried(before, step, now, session)
+            await self._summarise_all(after, {system_of(step.name) for step in after.steps.values()}, session)
+
+        return await self.operations.set_steps(operation_id, change, also, undoing_since=now)
+
     async def close(
         self,
         operation: Operation,
@@ -84,25 +136,34 @@ class Recorder:
         for step in closed.steps.values():
             if step.acting is not None and step.state is StepState.FAILED:
                 await self._audit.write(event_of_step(closed, step, now), session)
-        if closed.kind is OperationKind.TENANT_PROVISION and closed.tenant_slug is not None and failure is not None:
-            for system in sorted({system_of(step.name) for step in closed.steps.values()} & set(SYSTEMS)):
-                await self._summarise(closed, closed.tenant_slug, system, session)
+        if closed.tenant_slug is not None and failure is not None and not await self._is_abandoned(closed, session):
+            await self._summarise_all(closed, {system_of(step.name) for step in closed.steps.values()}, session)
             await self._tenants.give_up_systems(closed.tenant_slug, failure.code, session)
         return True
 
-    async def _summarise(self, operation: Operation, slug: str, system: str, session: Session) -> None:
-        status, failure = system_state(operation.steps.values(), system)
-        await self._tenants.set_system(slug, system, status, failure, session)
+    async def _is_abandoned(self, operation: Operation, session: Session) -> bool:
+        tenant = await self._tenants.get(operation.tenant_slug or "", session)
+        return tenant is not None and tenant.status is TenantStatus.ABANDONED
+
+    async def _summarise_all(self, operation: Operation, systems: set[str], session: Session) -> None:
+        """Keep on the tenant how far it is in these systems."""
+        if operation.kind is not OperationKind.TENANT_PROVISION or operation.tenant_slug is None:
+            return
+        for system in sorted(systems & set(SYSTEMS)):
+            status, failure = system_state(operation.steps.values(), system)
+            await self._tenants.set_system(operation.tenant_slug, system, status, failure, session)
+
+    async def _write_tried(self, operation: Operation, step: Step, now: datetime, session: Session) -> None:
+        """Write the event of a step that may have changed something and is not tried any more."""
+        if step.acting is not None and step.state not in TOLD:
+            await self._audit.write(event_of_step(operation, step, now), session)
 
     async def _end(self, operation_id: str, name: str, fence: Fence, change: Callable[[Step], Step]) -> None:
         await self.operations.end_attempt(operation_id, name, fence, change, self._also)
 
     async def _also(self, operation: Operation, step: Step, session: Session) -> None:
         """Keep the tenant's summary and the audit event with the end of the attempt, in its transaction."""
-        if operation.kind is OperationKind.TENANT_PROVISION and operation.tenant_slug is not None:
-            system = system_of(step.name)
-            if system in SYSTEMS:
-                await self._summarise(operation, operation.tenant_slug, system, session)
+        await self._summarise_all(operation, {system_of(step.name)}, session)
         # An attempt that failed speaks for itself only: a newer one may still succeed. Its event comes with the close.
         if step.acting is not None and step.state is StepState.DONE:
             await self._audit.write(event_of_step(operation, step, utcnow()), session)
@@ -111,3 +172,26 @@ class Recorder:
 def _ended(step: Step, now: datetime) -> Step:
     attempt = step.attempt.model_copy(update={"ended_at": now}) if step.attempt is not None else None
     return step.model_copy(update={"attempt": attempt})
+
+
+def _given(step: Step, record: StepRecord) -> Step:
+    error = record.failure.model_copy(update={"step": None}) if record.failure is not None else step.last_error
+    return step.model_copy(update={"state": record.state, "last_error": error, "next_retry_at": None})
+
+
+def _parked_event(operation: Operation, step: str, record: StepRecord, now: datetime) -> AuditEvent:
+    return AuditEvent(
+        id=f"{operation.id}:{step}:operation.parked:{record.generation}",
+        at=now,
+        actor=Actor(type=ActorType.SYSTEM, id="worker"),
+        on_behalf_of=Actor(type=ActorType(operation.requested_by.type), id=operation.requested_by.id),
+        action="operation.parked",
+        outcome=Outcome.FAILURE,
+        resource=Resource(type="operation", id=operation.id),
+        tenant_slug=operation.tenant_slug,
+        partner_slug=operation.partner_slug,
+        source="platform",
+        request_id=operation.request_id,
+        operation_id=operation.id,
+        metadata={"step": step, "code": record.failure.code if record.failure is not None else None},
+    )

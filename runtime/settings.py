@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from domain.provisioning import RetryProfile
+from runtime.key_ring import KeyRing
 
 # What the embedded stack uses and production must not.
 DEVELOPMENT_SECRET_PREFIX = "dev-"  # noqa: S105 - it marks what is no secret
@@ -96,6 +97,7 @@ class Settings(_Group):
     mongo_url: SecretStr = SecretStr("mongodb://127.0.0.1:27017/?replicaSet=rs0")
     mongo_database: str = "dezky"
 
+    payload_keys: SecretStr | None = Field(default=None, description="`id:base64` of 32 bytes; the first encrypts")
     temporal_ui_url: str | None = None
     worker_metrics_host: str = "127.0.0.1"
     worker_metrics_port: int | None = None
@@ -117,6 +119,28 @@ class Settings(_Group):
         for each in value:
             ipaddress.ip_network(each, strict=False)
         return value
+
+    @field_validator("payload_keys")
+    @classmethod
+    def _are_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            KeyRing.parse(value.get_secret_value())
+        return value
+
+    @property
+    def key_ring(self) -> KeyRing | None:
+        """Return what encrypts payloads, None if nothing does."""
+        return KeyRing.parse(self.payload_keys.get_secret_value()) if self.payload_keys is not None else None
+
+    @model_validator(mode="after")
+    def _payloads_encrypted_in_production(self) -> Settings:
+        if self.environment == "production":
+            keys = self.key_ring
+            if keys is None:
+                raise ValueError("PAYLOAD_KEYS is needed: Temporal would keep payloads in clear")
+            if keys.has_development_key:
+                raise ValueError("PAYLOAD_KEYS holds a development key")
+        return self
 
     @model_validator(mode="after")
     def _fit_for_production(self) -> Settings:

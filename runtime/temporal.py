@@ -8,10 +8,11 @@ from google.protobuf.duration_pb2 import Duration
 from temporalio.api.namespace.v1 import NamespaceConfig
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
+from runtime.codec import build_data_converter
+from runtime.key_ring import KeyRing
 from runtime.search_attributes import ensure_search_attributes
 
 RETENTION = timedelta(days=90)
@@ -24,16 +25,17 @@ def metrics_runtime(host: str, port: int | None) -> Runtime | None:
     return Runtime(telemetry=TelemetryConfig(metrics=PrometheusConfig(bind_address=f"{host}:{port}")))
 
 
-async def connect(*, lazy: bool = False, runtime: Runtime | None = None) -> Client:
+async def connect(keys: KeyRing | None, *, lazy: bool = False, runtime: Runtime | None = None) -> Client:
     """Return a client configured by Temporal's own environment (`TEMPORAL_*`, `temporal.toml`).
 
     Args:
+        keys: what encrypts payloads; None leaves them in clear.
         lazy: connect at the first call instead of now.
         runtime: the SDK runtime to use; None for the process's default.
     """
     config = ClientConfig.load_client_connect_config()
     config.setdefault("target_host", "127.0.0.1:7233")
-    return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy, runtime=runtime)
+    return await Client.connect(**config, data_converter=build_data_converter(keys), lazy=lazy, runtime=runtime)
 
 
 async def prepare_namespace(client: Client) -> None:

@@ -14,17 +14,24 @@ from activities.ocis import OcisActivities
 from activities.platform import PlatformActivities
 from activities.stalwart import StalwartActivities
 from activities.stripe import StripeActivities
+from domain.breakers import PACES
+from domain.provisioning import RetryProfile
 from domain.seeds import FLAGS, PLANS, PRICES
 from integrations.authentik import AuthentikClient
 from integrations.http import build_http_client
 from integrations.ocis import OcisClient
 from integrations.stalwart import StalwartClient
 from integrations.stripe import StripeBilling
+from runtime.breaker import Breakers, Prober
+from runtime.commits import Commits
+from runtime.decisions import Decisions
 from runtime.dispatcher import Dispatcher
 from runtime.intents import Intents
+from runtime.metrics import Metrics
 from runtime.recorder import Recorder
 from runtime.settings import Settings
 from store.audit import AuditRepository
+from store.breakers import BreakerRepository
 from store.catalog import CatalogRepository, FlagRepository, SubscriptionRepository
 from store.database import Database
 from store.idempotency import IdempotencyRepository
@@ -48,6 +55,7 @@ class Store:
         self.flags = FlagRepository(self.database)
         self.idempotency = IdempotencyRepository(self.database)
         self.audit = AuditRepository(self.database)
+        self.breakers = BreakerRepository(self.database)
 
     async def prepare(self) -> None:
         """Ensure indexes and seeds; what operators edited stays."""
@@ -69,17 +77,22 @@ def build_dispatcher(settings: Settings, store: Store, client: Client) -> Dispat
 def build_intents(settings: Settings, store: Store, dispatcher: Dispatcher) -> Intents:
     """Return what commits intents."""
     return Intents(
-        store.database,
+        Commits(store.database, store.idempotency),
         dispatcher,
         operations=store.operations,
         tenants=store.tenants,
         partners=store.partners,
         users=store.users,
         subscriptions=store.subscriptions,
-        idempotency=store.idempotency,
         audit=store.audit,
         assume_domain_proof=settings.domain_proof == "assume",
     )
+
+
+def build_decisions(store: Store, dispatcher: Dispatcher) -> Decisions:
+    """Return what commits decisions about operations."""
+    commits = Commits(store.database, store.idempotency)
+    return Decisions(store.database, dispatcher, commits, store.operations, store.audit)
 
 
 def build_recorder(store: Store) -> Recorder:
@@ -124,6 +137,24 @@ def build_vendors(settings: Settings) -> Vendors:
     )
 
 
+def build_breakers(store: Store, profile: RetryProfile) -> Breakers:
+    """Return what holds back calls to vendors that refused our credential; one for each process."""
+    return Breakers(store.database, store.breakers, store.audit, PACES[profile])
+
+
+def build_prober(
+    settings: Settings, store: Store, vendors: Vendors, breakers: Breakers, decisions: Decisions, metrics: Metrics
+) -> Prober:
+    """Return what probes those vendors, and has what was held back tried again."""
+    probes = {
+        "authentik": vendors.authentik.check,
+        "stalwart": vendors.stalwart.check_generation,
+        "ocis": vendors.ocis.check,
+        "stripe": vendors.stripe.check,
+    }
+    return Prober(breakers, store.operations, decisions, probes, metrics, PACES[settings.operation_profile])
+
+
 def build_activities(settings: Settings, store: Store, vendors: Vendors) -> dict[str, list[Callable[..., Any]]]:
     """Return the activities by the task queue they run on."""
     platform = PlatformActivities(
@@ -132,6 +163,7 @@ def build_activities(settings: Settings, store: Store, vendors: Vendors) -> dict
         tenants=store.tenants,
         users=store.users,
         flags=store.flags,
+        subscriptions=store.subscriptions,
         audit=store.audit,
         environment=settings.environment,
         billing_enabled=settings.billing_stripe_enabled,
@@ -148,11 +180,21 @@ def build_activities(settings: Settings, store: Store, vendors: Vendors) -> dict
         days_until_due=settings.stripe.days_until_due,
     )
     return {
-        "platform": [platform.plan_provision, platform.record_tenant_outcome, platform.close_operation],
+        "platform": [
+            platform.plan_provision,
+            platform.record_step,
+            platform.plan_undoing,
+            platform.record_tenant_outcome,
+            platform.record_tenant_abandoned,
+            platform.close_operation,
+        ],
         "authentik": [
             authentik.ensure_login_group,
             authentik.ensure_login_user,
             authentik.ensure_login_membership,
+            authentik.delete_login_membership,
+            authentik.delete_login_user,
+            authentik.delete_login_group,
         ],
         "stalwart": [
             stalwart.ensure_mail_role,
@@ -160,6 +202,9 @@ def build_activities(settings: Settings, store: Store, vendors: Vendors) -> dict
             stalwart.ensure_mail_domain,
             stalwart.observe_mail_domain_keys,
             stalwart.ensure_mailbox,
+            stalwart.delete_mailbox,
+            stalwart.delete_mail_domain,
+            stalwart.delete_mail_role,
         ],
         "ocis": [
             ocis.ensure_files_group,
@@ -167,6 +212,8 @@ def build_activities(settings: Settings, store: Store, vendors: Vendors) -> dict
             ocis.delete_space_double,
             ocis.ensure_space_quota,
             ocis.ensure_space_member,
+            ocis.delete_space,
+            ocis.delete_files_group,
         ],
         "stripe": [
             stripe.ensure_customer,
@@ -174,5 +221,7 @@ def build_activities(settings: Settings, store: Store, vendors: Vendors) -> dict
             stripe.ensure_product,
             stripe.ensure_price,
             stripe.ensure_subscription,
+            stripe.delete_subscription,
+            stripe.delete_customer,
         ],
     }

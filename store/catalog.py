@@ -68,6 +68,10 @@ class SubscriptionRepository:
         """Keep the id Stripe knows the tenant by. Repeating it changes nothing."""
         await self._subscriptions.update_one({"tenantId": tenant_id}, {"$set": {"stripeCustomerId": customer_id}})
 
+    async def cancel(self, tenant_id: str, session: Session | None = None) -> None:
+        """Mark a tenant's subscription as canceled; its ids stay. Repeating it changes nothing."""
+        await self._subscriptions.update_one({"tenantId": tenant_id}, {"$set": {"status": "canceled"}}, session=session)
+
     async def keep_subscription(self, tenant_id: str, subscription_id: str, item_id: str, status: str) -> None:
         """Keep the ids and the status Stripe gave. Repeating it changes nothing."""
         changes = {"stripeSubscriptionId": subscription_id, "stripeItemId": item_id, "status": status}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC
 from typing import Any, TypeVar
 
 from bson.codec_options import CodecOptions
+from bson.timestamp import Timestamp
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession
 from pymongo import IndexModel, WriteConcern
-from pymongo.errors import BulkWriteError, ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.errors import AutoReconnect, BulkWriteError, ConnectionFailure, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from domain.errors import Unavailable
@@ -26,6 +28,7 @@ SERVER_SELECTION_SECONDS = 3.0
 TRANSACTION_SECONDS = 20.0
 FIRST_PAUSE_SECONDS = 0.005
 LONGEST_PAUSE_SECONDS = 0.25
+LONGEST_LOOK_SECONDS = 1.0
 NAMESPACE_EXISTS = 48
 DUPLICATE_KEY = 11000
 
@@ -55,6 +58,34 @@ class Database:
     def collection(self, name: str) -> Collection:
         """Return a collection whose writes are acknowledged by a majority and journaled."""
         return self._database[name]
+
+    def committed(self, name: str) -> Collection:
+        """Return a collection for reading what a majority has: no failover takes it back."""
+        return self.collection(name).with_options(read_concern=ReadConcern("majority"))
+
+    @contextlib.asynccontextmanager
+    async def following(self, name: str, pipeline: list[Document]) -> AsyncIterator[AsyncIterator[Document]]:
+        """Follow a collection: each change comes as the pipeline leaves it, once it is committed.
+
+        What a majority has when the block is entered does not come: `committed` shows it. A connection that breaks is
+        resumed where it broke. The changes end when the collection is dropped or renamed.
+        It takes one thread of the driver's, asking once a second while nothing changes.
+
+        Raises:
+            PyMongoError: the stream cannot be opened, or cannot be resumed; changes may have been missed.
+        """
+        # By itself a stream begins at the server's present: what is written but not committed then comes neither in the
+        # stream nor in a read after it (seen).
+        hello = await self._client.admin.command("hello")
+        committed = hello.get("lastWrite", {}).get("majorityOpTime")
+        if committed is None:
+            raise AutoReconnect("The server does not know yet what a majority has.")
+        async with self.collection(name).watch(
+            pipeline,
+            start_at_operation_time=Timestamp(committed["ts"].time, committed["ts"].inc + 1),
+            max_await_time_ms=int(LONGEST_LOOK_SECONDS * 1000),
+        ) as stream:
+            yield _changes(stream)
 
     async def ping(self) -> None:
         """Ensure that the server answers.
@@ -137,6 +168,21 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self._client.close()
+
+
+async def _changes(stream: Any) -> AsyncIterator[Document]:
+    while stream.alive:
+        looking = asyncio.ensure_future(stream.try_next())
+        try:
+            change = await asyncio.shield(looking)
+        except asyncio.CancelledError:
+            # The driver's thread goes on: closing the cursor under it would make it open another one.
+            await asyncio.wait([looking], timeout=2 * LONGEST_LOOK_SECONDS)
+            if looking.done():
+                looking.exception()  # nobody else asks how it ended
+            raise
+        if change is not None:
+            yield change
 
 
 async def insert_missing(collection: Collection, documents: list[Document]) -> None:

@@ -43,7 +43,14 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("open", ASCENDING), ("createdAt", ASCENDING)], name="open_created"),
         IndexModel([("tenantSlug", ASCENDING), ("_id", DESCENDING)], name="tenant"),
         IndexModel([("partnerSlug", ASCENDING), ("_id", DESCENDING)], name="partner"),
+        # Asked once a second by every worker, and nearly always empty.
+        IndexModel([("decisions.id", ASCENDING)], name="undelivered", sparse=True),
+        # Every worker asks for those that need an operator every few seconds.
+        IndexModel(
+            [("state", ASCENDING), ("_id", ASCENDING)], name="open_state", partialFilterExpression={"open": True}
+        ),
     ],
+    "breakers": [],
     "idempotency_keys": [IndexModel([("expiresAt", ASCENDING)], name="expiry", expireAfterSeconds=0)],
     "audit_events": [
         IndexModel([("tenantSlug", ASCENDING), ("_id", DESCENDING)], name="tenant"),

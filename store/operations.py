@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from domain.errors import AttemptOutdated, OperationClosed
 from domain.operations import (
     FINISHED_STEPS,
+    SETTLED_STEPS,
     Acting,
+    Decision,
+    DecisionAction,
     Failure,
     Fence,
     Operation,
@@ -26,7 +29,10 @@ from domain.operations import (
 from store.database import Database, Document, Session
 from store.documents import from_document, to_document
 
-_CLOSING = ("open", "state", "closedAt", "error", "result", "progress", "steps", "revision")
+_STEPS = ("state", "progress", "steps", "decisions", "cancelRequestedAt", "settledAt", "revision")
+_CLOSING = ("open", "closedAt", "error", "result", *_STEPS)
+
+UNDER_WAY = frozenset({StepState.RUNNING, StepState.RETRYING, StepState.PARKED, StepState.COMPENSATING})
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,26 @@ class OperationRepository:
         rows = await self._operations.find(query).sort("_id", 1).to_list(limit)
         return [Operation.model_validate(row) for row in rows]
 
+    async def undelivered(self, limit: int) -> list[Operation]:
+        """Return open operations with a decision that their workflow has not acted upon, oldest first."""
+        query = {"open": True, "startedAt": {"$ne": None}, "decisions.id": {"$gt": ""}}
+        rows = await self._operations.find(query).sort("_id", 1).to_list(limit)
+        return [Operation.model_validate(row) for row in rows]
+
+    async def needing_operator(self, after: str | None, limit: int) -> list[Operation]:
+        """Return open operations with parked steps, by id, beyond the id `after`."""
+        query: Document = {"open": True, "state": OperationState.NEEDS_OPERATOR.value}
+        if after is not None:
+            query["_id"] = {"$gt": after}
+        rows = await self._operations.find(query).sort("_id", 1).to_list(limit)
+        return [Operation.model_validate(row) for row in rows]
+
+    async def count_open(self) -> dict[tuple[str, str], int]:
+        """Return how many open operations there are by kind and state."""
+        group = {"_id": {"kind": "$kind", "state": "$state"}, "count": {"$sum": 1}}
+        rows = await self._operations.aggregate([{"$match": {"open": True}}, {"$group": group}]).to_list(None)
+        return {(row["_id"]["kind"], row["_id"]["state"]): int(row["count"]) for row in rows}
+
     async def mark_started(self, operation_id: str, at: datetime) -> None:
         """Keep the time at which Temporal acknowledged the workflow; the first one stays."""
         await self._operations.update_one(
@@ -124,6 +150,77 @@ class OperationRepository:
         await self._operations.update_one(
             {"_id": operation_id, "open": True},
             {"$set": {"progress.message": message}, "$inc": {"revision": 1}},
+            session=session,
+        )
+
+    async def decide(self, operation: Operation, decision: Decision, session: Session) -> Operation:
+        """Keep a decision about an open operation until its workflow has acted upon it; return what now is."""
+        decided = operation.model_copy(
+            update={
+                "decisions": [*operation.decisions, decision],
+                "cancel_requested_at": operation.cancel_requested_at
+                or (decision.at if decision.action is DecisionAction.CANCEL else None),
+                "revision": operation.revision + 1,
+            }
+        )
+        await self._save(decided, ("decisions", "cancelRequestedAt", "revision"), session)
+        return decided
+
+    async def withdraw(self, operation_id: str, decision: Decision) -> None:
+        """Drop a decision that the workflow refused, so that nobody is promised what will not come."""
+        changes: Document = {"$pull": {"decisions": {"id": decision.id}}, "$inc": {"revision": 1}}
+        if decision.action is DecisionAction.CANCEL:
+            changes["$set"] = {"cancelRequestedAt": None}
+        await self._operations.update_one({"_id": operation_id, "decisions.id": decision.id}, changes)
+
+    async def set_steps(
+        self,
+        operation_id: str,
+        change: Callable[[Operation], dict[str, Step]],
+        also: Callable[[Operation, Operation, Session], Awaitable[None]],
+        *,
+        undoing_since: datetime | None = None,
+    ) -> Operation:
+        """Give steps of an open operation the state that its workflow gives them, and return what now is.
+
+        Decisions about these steps have taken effect and are dropped.
+
+        Args:
+            change: returns the steps that change, by name; may run several times.
+            also: writes what must be kept with it, given the operation before and after the change.
+            undoing_since: records that the operation is being canceled; then every decision has taken effect.
+
+        Raises:
+            OperationClosed: the operation has ended.
+        """
+
+        async def body(session: Session) -> Operation:
+            before = await self._open(operation_id, session)
+            changed = change(before)
+            after = before.model_copy(update={"decisions": _without(before.decisions, set(changed))})
+            if undoing_since is not None:
+                message = "It was canceled: what it made is being removed."
+                after = after.model_copy(
+                    update={
+                        "decisions": [],
+                        "cancel_requested_at": before.cancel_requested_at or undoing_since,
+                        "settled_at": before.settled_at or undoing_since,
+                        "progress": before.progress.model_copy(update={"message": message}),
+                    }
+                )
+            steps = {**before.steps, **{step_key(name): step for name, step in changed.items()}}
+            after = await self._save_steps(after, steps, session)
+            await also(before, after, session)
+            return after
+
+        async with self._turn(operation_id):
+            return await self._database.run_transaction(body)
+
+    async def settle(self, operation: Operation, at: datetime, session: Session) -> None:
+        """Record that the outcome of an open operation stands: from now on it cannot be canceled."""
+        await self._operations.update_one(
+            {"_id": operation.id, "open": True, "settledAt": None},
+            {"$set": {"settledAt": at}, "$inc": {"revision": 1}},
             session=session,
         )
 
@@ -261,7 +358,7 @@ class OperationRepository:
         named = failure.step if failure is not None else None
         steps = dict(operation.steps)
         for key, step in operation.steps.items():
-            under_way = step.state in (StepState.RUNNING, StepState.RETRYING)
+            under_way = step.state in UNDER_WAY
             if under_way or (step.name == named and step.state not in FINISHED_STEPS):
                 reason = failure if step.name == named else lost
                 ended = {"state": StepState.FAILED, "next_retry_at": None, "last_error": step.last_error or reason}
@@ -274,13 +371,12 @@ class OperationRepository:
                 "error": failure,
                 "result": result,
                 "progress": operation.progress.model_copy(update={"message": ""}),
+                "decisions": [],
                 "steps": steps,
                 "revision": operation.revision + 1,
             }
         )
-        document = to_document(closed)
-        changes = {name: document[name] for name in _CLOSING}
-        await self._operations.update_one({"_id": operation.id, "open": True}, {"$set": changes}, session=session)
+        await self._save(closed, _CLOSING, session)
         return closed
 
     def _turn(self, operation_id: str) -> asyncio.Lock:
@@ -293,13 +389,23 @@ class OperationRepository:
         return operation
 
     async def _save_steps(self, operation: Operation, steps: dict[str, Step], session: Session) -> Operation:
-        done = sum(step.state in FINISHED_STEPS for step in steps.values())
-        progress = Progress(done=done, total=len(steps), message=operation.progress.message)
-        saved = operation.model_copy(update={"steps": steps, "progress": progress, "revision": operation.revision + 1})
-        document = to_document(saved)
-        changes: dict[str, Any] = {name: document[name] for name in ("steps", "progress", "revision")}
-        await self._operations.update_one({"_id": operation.id}, {"$set": changes}, session=session)
+        done = sum(step.state in SETTLED_STEPS for step in steps.values())
+        parked = any(step.state is StepState.PARKED for step in steps.values())
+        saved = operation.model_copy(
+            update={
+                "steps": steps,
+                "state": OperationState.NEEDS_OPERATOR if parked else OperationState.RUNNING,
+                "progress": Progress(done=done, total=len(steps), message=operation.progress.message),
+                "revision": operation.revision + 1,
+            }
+        )
+        await self._save(saved, _STEPS, session)
         return saved
+
+    async def _save(self, operation: Operation, fields: tuple[str, ...], session: Session) -> None:
+        document = to_document(operation)
+        changes = {field: document[field] for field in fields}
+        await self._operations.update_one({"_id": operation.id, "open": True}, {"$set": changes}, session=session)
 
     async def _update_attempt(self, operation_id: str, name: str, fence: Fence, changes: Document) -> None:
         path = f"steps.{step_key(name)}"
@@ -321,3 +427,12 @@ class OperationRepository:
         if operation is not None and operation.open:
             return AttemptOutdated("A newer attempt of this step has begun.")
         return OperationClosed("The operation has ended.")
+
+
+def _without(decisions: list[Decision], steps: set[str]) -> list[Decision]:
+    """Return the decisions without these steps, and without those that are about no other."""
+    left = [
+        decision.model_copy(update={"steps": [name for name in decision.steps if name not in steps]})
+        for decision in decisions
+    ]
+    return [after for before, after in zip(decisions, left, strict=True) if after.steps or not before.steps]

@@ -82,13 +82,45 @@ class UserRepository:
             session=session,
         )
 
-    async def link(self, user_id: str, subject: str) -> None:
+    async def remove_memberships(self, tenant_id: str, session: Session) -> None:
+        """Take everybody's place in a tenant away."""
+        await self._users.update_many(
+            {"memberships.tenantId": tenant_id}, {"$pull": {"memberships": {"tenantId": tenant_id}}}, session=session
+        )
+
+    async def link(self, user_id: str, subject: str) -> bool:
         """Keep the subject by which Authentik knows a user that had none. Repeating it changes nothing.
+
+        Returns:
+            False if the user is linked to another one, or has given this one up; then nothing changes.
 
         Raises:
             DuplicateKeyError: another user is linked to that subject.
         """
-        await self._users.update_one({"_id": user_id, "subject": None}, {"$set": {"subject": subject}})
+        linkable = {"_id": user_id, "subject": {"$in": [None, subject]}, "formerSubjects": {"$ne": subject}}
+        answer = await self._users.update_one(linkable, {"$set": {"subject": subject}})
+        return bool(answer.matched_count)
+
+    async def give_up(self, user_id: str, subject: str, tenant_id: str) -> bool:
+        """Unlink a subject for good, if the user is nobody but a member of that tenant.
+
+        One conditional write: who is given a place elsewhere before it keeps the subject, who is given one after it
+        gets a new one, because `link` refuses this one for ever.
+
+        Returns:
+            False if the user is more than that, or is linked to another subject; then nothing changes.
+        """
+        nobody_else = {
+            "_id": user_id,
+            "subject": {"$in": [None, subject]},
+            "memberships": {"$not": {"$elemMatch": {"tenantId": {"$ne": tenant_id}}}},
+            "partnerId": None,
+            "platformAdmin": {"$ne": True},
+            "auditor": {"$ne": True},
+        }
+        update = {"$set": {"subject": None}, "$addToSet": {"formerSubjects": subject}}
+        answer = await self._users.update_one(nobody_else, update)
+        return bool(answer.matched_count)
 
     async def seed(self, user: User) -> User:
         """Insert a user unless the e-mail exists; what people edited since stays. Returns the stored one."""

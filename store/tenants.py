@@ -209,6 +209,13 @@ class TenantRepository:
         if answer.matched_count == 0:
             raise ResourceChanged(f"Another {name} was recorded meanwhile.")
 
+    async def forget_resource(self, slug: str, name: str, external_id: str | None) -> None:
+        """Forget the id of an object that is gone, unless another one was kept meanwhile. None forgets nothing."""
+        # In a query, None is also what a missing field equals.
+        await self._tenants.update_one(
+            {"slug": slug, f"resources.{name}": external_id}, {"$unset": {f"resources.{name}": ""}}
+        )
+
     async def set_domain_id(self, slug: str, domain: str, external_id: str) -> None:
         """Keep the id Stalwart knows a domain by. Repeating it changes nothing."""
         await self._tenants.update_one(
@@ -223,6 +230,35 @@ class TenantRepository:
                 "$set": {
                     "domains.$.state": DomainState.LIVE.value,
                     "domains.$.dnsRecords": [to_document(record) for record in records],
+                }
+            },
+        )
+
+    async def abandon(self, slug: str, at: datetime, session: Session) -> None:
+        """Give up a tenant that never was active: its domains are free again, nothing of it is provisioned."""
+        changes: dict[str, Any] = {
+            "status": TenantStatus.ABANDONED.value,
+            "domains": [],
+            "provisioningStatus": dict.fromkeys(SYSTEMS, SystemStatus.DISABLED.value),
+            "provisioningErrors": {},
+            "updatedAt": at,
+        }
+        await self._tenants.update_one(
+            {"slug": slug, "status": TenantStatus.PENDING.value},
+            {"$set": changes, "$inc": {"version": 1}},
+            session=session,
+        )
+
+    async def forget_domain_id(self, slug: str, domain: str, external_id: str | None) -> None:
+        """Turn a domain that is gone from Stalwart back into one that is only proved, unless another id was kept."""
+        held = {"name": domain, "externalId": external_id, "state": {"$ne": DomainState.UNVERIFIED.value}}
+        await self._tenants.update_one(
+            {"slug": slug, "domains": {"$elemMatch": held}},
+            {
+                "$set": {
+                    "domains.$.state": DomainState.VERIFIED.value,
+                    "domains.$.externalId": None,
+                    "domains.$.dnsRecords": [],
                 }
             },
         )

@@ -27,7 +27,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what the developer's shell sets from reaching settings."""
     for name in list(os.environ):
         if name.startswith(
-            ("AUTHENTIK_", "STALWART_", "OCIS_", "STRIPE_", "MONGO_", "TEMPORAL_", "BILLING_", "DOMAIN_")
+            ("AUTHENTIK_", "STALWART_", "OCIS_", "STRIPE_", "MONGO_", "TEMPORAL_", "BILLING_", "DOMAIN_", "PAYLOAD_")
         ):
             monkeypatch.delenv(name)
 
@@ -53,7 +53,7 @@ async def store(_prepared_store: Store) -> AsyncIterator[Store]:
     """Repositories on a database that holds nothing but the seeds."""
     yield _prepared_store
     for name in ("tenants", "partners", "users", "subscriptions", "operations", "idempotency_keys", "audit_events",
-                 "subject_keys", "prices", "flags", "plans"):  # fmt: skip
+                 "subject_keys", "breakers", "prices", "flags", "plans"):  # fmt: skip
         await _prepared_store.database.collection(name).delete_many({})
     await _prepared_store.prepare()
 

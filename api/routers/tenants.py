@@ -2,58 +2,30 @@
 
 from __future__ import annotations
 
-import unicodedata
+import functools
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from api.access import Caller, Guard, identify, refuse_unknown_query
 from api.body import JsonBody, Payload, idempotency_key, idempotent_request
+from api.fields import Domain, Email, LoginEmail, Slug, Text
 from api.paging import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor, split_page
 from api.reference import IDEMPOTENCY_KEY, PREFER
-from api.routers.operations import RETRY_AFTER_SECONDS, preferred_wait, show, wait_until_closed
+from api.routers.operations import answer_job, encode, refuse_plan, show
 from api.views import OperationView, TenantPage, TenantView, summarise_tenant, view_tenant
 from domain.catalog import Currency, Cycle, Price
 from domain.errors import Invalid, Malformed, NotAllowed, NotFound
-from domain.ids import SLUG_MAX, SLUG_MIN, is_slug, tenant_lock
-from domain.operations import Operation
-from domain.people import normalise_email
-from domain.tenants import MAX_DOMAINS, MAX_SEATS, BillingInfo, SystemStatus, TenantStatus, normalise_domain
+from domain.ids import tenant_lock
+from domain.tenants import MAX_DOMAINS, MAX_SEATS, BillingInfo, SystemStatus, TenantStatus
 from runtime.intents import Intents, NewTenant, require_active
 from runtime.wiring import Store
 from store.tenants import TenantFilter
 
 router = APIRouter(tags=["tenants"])
-
-
-def _slug(text: str) -> str:
-    if not is_slug(text):
-        raise ValueError(
-            f"A slug has {SLUG_MIN} to {SLUG_MAX} characters: lower-case letters, digits and single hyphens between, "
-            "beginning with a letter."
-        )
-    return text
-
-
-def _line(text: str) -> str:
-    if any(unicodedata.category(each) in ("Cc", "Zl", "Zp") or each in REORDERING for each in text):
-        raise ValueError("Control characters, line breaks and changes of the writing direction are not allowed.")
-    if all(unicodedata.category(each)[0] in "CZ" for each in text):
-        raise ValueError("There is nothing to be seen in it.")
-    return text
-
-
-# They make a text read otherwise than it is stored; letters written from right to left need none of them.
-REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-Slug = Annotated[str, AfterValidator(_slug)]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_line)]
-Domain = Annotated[str, StringConstraints(max_length=300), AfterValidator(normalise_domain)]
-Email = Annotated[str, StringConstraints(max_length=254), AfterValidator(normalise_email)]
-# It becomes the login name, and Authentik has no longer ones.
-LoginEmail = Annotated[str, StringConstraints(max_length=150), AfterValidator(normalise_email)]
 
 
 class BillingInfoPayload(Payload):
@@ -98,7 +70,7 @@ async def tenant_creator(request: Request) -> Caller:
     if caller.partner is None:
         raise NotAllowed("Only a partner's staff may create tenants.")
     require_active(caller.partner)
-    _refuse_plan(request)
+    refuse_plan(request)
     refuse_unknown_query(request)
     return caller
 
@@ -124,23 +96,15 @@ async def create_tenant(request: Request, caller: Annotated[Caller, Depends(tena
     price = await _price(store, new)
     assert caller.partner is not None, "the guard has seen to it"
 
-    def encode(operation: Operation) -> dict[str, Any]:
-        return show(request, caller, operation).model_dump(mode="json", by_alias=True)
-
     recorded = await intents.create_tenant(
-        new, partner_id=caller.partner.id, price=price, requester=caller.requester, repeat=repeat, encode=encode
+        new,
+        partner_id=caller.partner.id,
+        price=price,
+        requester=caller.requester,
+        repeat=repeat,
+        encode=functools.partial(encode, request, caller),
     )
-    headers = {"Location": f"/operations/{recorded.answer['id']}"}
-    if recorded.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    seconds = preferred_wait(request)
-    if seconds > 0:
-        headers["Preference-Applied"] = f"wait={int(seconds)}"
-        finished = await wait_until_closed(store, recorded.answer["id"], seconds)
-        if finished is not None:
-            return JSONResponse(encode(finished), 200, headers)
-    headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return JSONResponse(recorded.answer, 202, headers)
+    return await answer_job(request, caller, recorded)
 
 
 @router.get("/tenants")
@@ -233,8 +197,3 @@ async def _price(store: Store, new: NewTenant) -> Price:
     if new.currency not in price.amounts:
         raise invalid("currency", f"The plan {plan.key} is not sold in {new.currency.value}.")
     return price
-
-
-def _refuse_plan(request: Request) -> None:
-    if "dryRun" in request.query_params or "if-plan-match" in request.headers:
-        raise Malformed("Creating a tenant has no plan yet.", code="not_supported")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
-from domain.errors import VendorError, VendorRateLimited, VendorRejected, VendorUnavailable
+from domain.errors import VendorAuthFailed, VendorError, VendorRateLimited, VendorRejected, VendorUnavailable
 from integrations.http import call, decode, json_object, no_answer, retry_after, safe_text
 from integrations.model import VendorModel
 from integrations.ocis.models import Group, Member, Space, SpaceSpec
@@ -35,18 +37,26 @@ class _Members(VendorModel):
 class OcisClient:
     """Groups and project spaces of one OCIS server.
 
-    Every method raises `VendorRejected` (`vendor_forbidden`, `already_exists`, `vendor_not_found`, `vendor_rejected`),
-    `VendorRateLimited`, `VendorUnavailable`, and, if it writes, `OutcomeUnknown`.
+    Every method raises `VendorAuthFailed`, `VendorRejected` (`vendor_forbidden`, `already_exists`, `vendor_not_found`,
+    `vendor_rejected`), `VendorRateLimited`, `VendorUnavailable`, and, if it writes, `OutcomeUnknown`.
 
     Source: for its first minute a starting server refuses good credentials with 401, and nothing tells that from bad
-    ones; so a 401 is weather (`VendorUnavailable`, code `vendor_warming_up`), and the step's time budget ends it.
+    ones; so a 401 is weather (`VendorUnavailable`, code `vendor_warming_up`) until the server has answered nothing
+    else for a minute.
     Source: there is no paging, and filters other than the drive type are ignored; everything is matched here.
     Source: only managers of a space may read or change its members, so one stable account must create all of them.
     """
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        """Take a client whose base URL is the server's public root."""
+    def __init__(self, http: httpx.AsyncClient, warm_up: timedelta = timedelta(minutes=1)) -> None:
+        """Take a client whose base URL is the server's public root.
+
+        Args:
+            http: sends the credential with every request.
+            warm_up: for how long 401 may be the answer to a good credential.
+        """
         self._http = http
+        self._warm_up = warm_up
+        self._refused_since: float | None = None
 
     async def check(self) -> None:
         """Ensure that the server answers and takes our credential.
@@ -71,6 +81,14 @@ class OcisClient:
         """
         response = await self._send("POST", f"{_V1}/groups", body={"displayName": name})
         return decode(VENDOR, Group, response, write=True)
+
+    async def delete_group(self, group_id: str) -> None:
+        """Ensure that a group is gone.
+
+        Idempotency: repeatable; an absent group is a success.
+        Source: the memberships of a group outlive it, so it is to be taken out of its spaces before.
+        """
+        await self._send("DELETE", f"{_V1}/groups/{quote(group_id, safe='')}", missing_ok=True)
 
     async def find_spaces(self, drive_alias: str) -> list[Space]:
         """Return the project spaces of exactly this alias, disabled ones too, sorted by id."""
@@ -176,12 +194,24 @@ class OcisClient:
     ) -> httpx.Response:
         write = method != "GET"
         response = await call(VENDOR, self._http, method, path, write=write, params=query, json=body, headers=headers)
+        refused_for_good = self._is_refused_for_good(response)
         if response.is_success or (missing_ok and response.status_code == HTTPStatus.NOT_FOUND):
             return response
-        raise _error(response, write=write)
+        raise _error(response, write=write, refused_for_good=refused_for_good)
+
+    def _is_refused_for_good(self, response: httpx.Response) -> bool:
+        """Tell whether the answer is a 401, and has been for longer than a server takes to start."""
+        if response.status_code != HTTPStatus.UNAUTHORIZED:
+            self._refused_since = None
+            return False
+        now = asyncio.get_running_loop().time()
+        if self._refused_since is None:
+            self._refused_since = now
+            return False
+        return now - self._refused_since >= self._warm_up.total_seconds()
 
 
-def _error(response: httpx.Response, *, write: bool) -> VendorError:
+def _error(response: httpx.Response, *, write: bool, refused_for_good: bool) -> VendorError:
     status, problem = response.status_code, json_object(response).get("error")
     problem = problem if isinstance(problem, dict) else {}
     inner = problem.get("innererror")
@@ -189,6 +219,8 @@ def _error(response: httpx.Response, *, write: bool) -> VendorError:
     message = safe_text(f"ocis answered {status} {problem.get('code', '')}: {problem.get('message') or response.text}")
     if response.is_server_error:
         return no_answer(VENDOR, message, write=write, http_status=status, request_id=request_id)
+    if refused_for_good:
+        return VendorAuthFailed(VENDOR, message, http_status=status, request_id=request_id)
     if status == HTTPStatus.UNAUTHORIZED:
         # Refused before anything was done, so also a write may just be repeated.
         return VendorUnavailable(VENDOR, message, code="vendor_warming_up", http_status=status, request_id=request_id)

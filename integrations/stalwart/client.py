@@ -26,6 +26,7 @@ from integrations.stalwart.models import (
     DkimKey,
     DnsRecord,
     Domain,
+    Link,
     Mailbox,
     MailboxSpec,
     Role,
@@ -101,6 +102,14 @@ class StalwartClient:
             },
         )
 
+    async def destroy_domain(self, domain_id: str) -> list[Link]:
+        """Destroy a domain; return what refers to it and keeps it, nothing if it is gone.
+
+        Idempotency: repeatable; an absent domain is a success.
+        Source: mailboxes and lists go first, then the DKIM keys, of which the server may make one more meanwhile.
+        """
+        return await self._destroy("Domain", domain_id)
+
     async def read_dns_records(self, domain_id: str) -> list[DnsRecord]:
         """Return the records that the domain's owner must publish, in the order of the server's zone.
 
@@ -122,6 +131,13 @@ class StalwartClient:
         rows = await self._list_raw("DkimSignature", {"domainId": domain_id}, properties)
         keys = [_read(DkimKey, row) for row in rows if row.get("domainId") == domain_id]
         return sorted(keys, key=lambda key: key.id)
+
+    async def destroy_dkim_key(self, key_id: str) -> list[Link]:
+        """Destroy a signing key; return what refers to it and keeps it, nothing if it is gone.
+
+        Idempotency: repeatable; an absent key is a success.
+        """
+        return await self._destroy("DkimSignature", key_id)
 
     async def find_user_role(self) -> Role | None:
         """Return the built-in role that ordinary accounts have by default, for a new role to inherit.
@@ -156,21 +172,12 @@ class StalwartClient:
             },
         )
 
-    async def destroy_role(self, role_id: str) -> bool:
-        """Ensure that a role is gone; return False, with nothing done, while an account or a role refers to it.
+    async def destroy_role(self, role_id: str) -> list[Link]:
+        """Destroy a role; return the accounts and roles that refer to it and keep it, nothing if it is gone.
 
         Idempotency: repeatable; an absent role is a success.
         """
-        result = await self._invoke("x:Role/set", {"destroy": [role_id]}, write=True)
-        if role_id in (result.get("destroyed") or ()):
-            return True
-        problem = (result.get("notDestroyed") or {}).get(role_id)
-        match problem:
-            case {"type": "notFound"}:
-                return True
-            case {"type": "objectIsLinked"}:
-                return False
-        raise _object_error(problem)
+        return await self._destroy("Role", role_id)
 
     async def find_mailbox(self, local_part: str, domain_id: str) -> Mailbox | None:
         """Return the user account of exactly this address; a group or list that holds it is not a mailbox."""
@@ -197,6 +204,36 @@ class StalwartClient:
                 "quotas": {"maxDiskQuota": spec.quota_bytes},
             },
         )
+
+    async def destroy_mailbox(self, mailbox_id: str) -> list[Link]:
+        """Destroy a mailbox with its mail; return what refers to it and keeps it, nothing if it is gone.
+
+        Idempotency: repeatable; an absent mailbox is a success.
+        Source: the address is free at once; the mail is erased by a task some time later, in the community edition
+        without a way back.
+        """
+        return await self._destroy("Account", mailbox_id)
+
+    async def any_exists(self, links: list[Link]) -> bool:
+        """Tell whether any of these objects can still be read."""
+        for link in links:
+            # Source: of these kinds there are variants, and every answer says which one it is.
+            variants = link.kind in {"Account", "DkimSignature"}
+            if await self._get(link.kind, [link.id], ("id", "@type") if variants else ("id",)):
+                return True
+        return False
+
+    async def _destroy(self, kind: str, object_id: str) -> list[Link]:
+        result = await self._invoke(f"x:{kind}/set", {"destroy": [object_id]}, write=True)
+        if object_id in (result.get("destroyed") or ()):
+            return []
+        problem = (result.get("notDestroyed") or {}).get(object_id)
+        match problem:
+            case {"type": "notFound"}:
+                return []
+            case {"type": "objectIsLinked", "linkedObjects": [_, *_] as links}:
+                return [_read(Link, link) for link in links]
+        raise _object_error(problem)
 
     async def _create(self, kind: str, fields: dict[str, Any]) -> str:
         # One object per call: there are no transactions, and a batch that fails half-way says little about its halves.

@@ -59,6 +59,18 @@ class DkimKey(VendorModel):
     stage: str = "active"
 
 
+def _kind(value: object) -> object:
+    # Source: methods carry the prefix, and nothing promises that links do.
+    return value.removeprefix("x:") if isinstance(value, str) else value
+
+
+class Link(VendorModel):
+    """An object that refers to another one: `Account`, `DkimSignature`, `MailingList`, `Role`, ..."""
+
+    kind: Annotated[str, BeforeValidator(_kind)] = Field(validation_alias="object")
+    id: str
+
+
 class Role(VendorModel):
     """A set of permissions; nothing about it is unique but its id."""
 

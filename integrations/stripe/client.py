@@ -227,6 +227,20 @@ class StripeBilling:
         with _mapped(write=True):
             return _read(Subscription, await self._v1.subscriptions.create_async(params, _key(idempotency_key)))
 
+    async def cancel_subscription(self, subscription_id: str) -> None:
+        """Ensure that a subscription has ended, at once and for good; nothing is credited and nothing more is billed.
+
+        Idempotency: repeatable; one that has ended or never was is a success.
+        Source: invoices that are open stay open, they are only no longer collected by themselves. Without parameters
+        there is neither a final invoice nor a proration.
+        """
+        with _mapped(write=True):
+            try:
+                await self._v1.subscriptions.cancel_async(subscription_id)
+            except stripe.InvalidRequestError as error:
+                if error.code != _MISSING:
+                    raise
+
     @property
     def _v1(self) -> stripe.V1Services:
         loop = asyncio.get_running_loop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -30,6 +31,7 @@ READY_PATIENCE_SECONDS = 90.0
 LOOK_EVERY_SECONDS = 0.1
 # Refused by the settings when the environment is production.
 TOKENS = {vendor: f"dev-{vendor}-token" for vendor in VENDORS}
+PAYLOAD_KEYS = f"dev-1:{base64.b64encode(b'dev-keeps-nothing-secret-32bytes').decode()}"
 PRODUCT = ("api", "worker")
 
 
@@ -127,6 +129,7 @@ class Stack:
             "LOG_FORMAT": "console",
             "BILLING_STRIPE_ENABLED": "true",
             "DOMAIN_PROOF": "assume",
+            "PAYLOAD_KEYS": PAYLOAD_KEYS,
             "STRIPE_API_KEY": TOKENS["stripe"],
             "AUTHENTIK_TOKEN": TOKENS["authentik"],
             "STALWART_TOKEN": TOKENS["stalwart"],
@@ -186,6 +189,7 @@ class Stack:
             "--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=1",
             "--dynamic-config-value", "matching.numTaskqueueReadPartitions=1",
             "--dynamic-config-value", "matching.numTaskqueueWritePartitions=1",
+            "--ui-codec-endpoint", f"{self.facts.api}/codec",
             "--log-level", "warn",
         ]  # fmt: skip
         specs.append(ChildSpec("temporal", temporal))

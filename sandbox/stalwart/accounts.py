@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -29,7 +30,11 @@ _LEAST_DISTINCT_CHARACTERS = 6
 
 
 class Accounts(Registry):
-    """Users and groups; an address exists once on the server."""
+    """Users and groups; an address exists once on the server.
+
+    A destroyed account is gone at once for whoever asks for it, and its address is free; a background task erases its
+    mail later. Whether the account keeps its domain and role until then was never seen: here it does.
+    """
 
     kind: ClassVar[str] = "x:Account"
     table: ClassVar[str] = "accounts"
@@ -56,10 +61,27 @@ class Accounts(Registry):
         "usedDiskQuota": Field(int, read_only=True),
     }
 
-    def __init__(self, state: State, account_id: str) -> None:
+    def __init__(self, state: State, account_id: str, erase_delay_seconds: float) -> None:
         super().__init__(state, account_id)
         self._domains = state.table("domains")
         self._roles = state.table("roles")
+        self._erasures = state.table("account_erasures")
+        self._erase_delay_seconds = erase_delay_seconds
+
+    def settle(self) -> None:
+        """Erase what is due; to be called before each request, so nobody can tell that it happens late."""
+        for erasure in self._erasures:
+            if erasure["dueAt"] <= time.time():
+                self._erasures.delete(erasure["id"])
+
+    def erasures(self) -> list[Document]:
+        """Return the destroyed accounts whose mail is still to be erased."""
+        return list(self._erasures)
+
+    def referring(self) -> Iterator[Document]:
+        """Yield every account that keeps its domain and role from being destroyed."""
+        yield from self._objects
+        yield from self._erasures
 
     def prepare(self, document: Document, stored: Document | None) -> Document:
         """Normalise names, hash secrets, and check parents, permissions and addresses."""
@@ -113,6 +135,13 @@ class Accounts(Registry):
                 return str(value) in document["memberGroupIds"]
             case _:
                 return bool(document[name] == value)
+
+    def _erase(self, object_id: str) -> None:
+        account = self._objects.get(object_id)
+        assert account is not None, "what is destroyed was there"
+        # First, so that a stand-in killed in between still erases.
+        self._erasures.put(object_id, {**account, "dueAt": time.time() + self._erase_delay_seconds})
+        super()._erase(object_id)
 
     def _check_parents(self, document: Document) -> None:
         domain_ids = [document["domainId"], *(alias["domainId"] for alias in document["aliases"].values())]

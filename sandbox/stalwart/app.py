@@ -47,19 +47,29 @@ class LostRace(CamelModel):
     created: bool
 
 
-def create_app(state: State, *, public_url: str, token: str, dkim_delay_seconds: float = 0.5) -> ASGIApp:
+def create_app(
+    state: State,
+    *,
+    public_url: str,
+    token: str,
+    dkim_delay_seconds: float = 0.5,
+    erase_delay_seconds: float = 0.5,
+) -> ASGIApp:
     """Build the stand-in on its stored state; `token` is the API key that it accepts.
 
-    The two DKIM keys of a new domain appear `dkim_delay_seconds` later, also if the process is restarted meanwhile.
+    Two things happen later, also if the process is restarted meanwhile: the two DKIM keys of a new domain appear after
+    `dkim_delay_seconds`, and a destroyed account lets go of its domain and role after `erase_delay_seconds`.
     """
     signatures = DkimSignatures(state, SERVICE_ACCOUNT, dkim_delay_seconds)
+    accounts = Accounts(state, SERVICE_ACCOUNT, erase_delay_seconds)
     registries: list[Registry] = [
-        Domains(state, SERVICE_ACCOUNT, _mail_host(public_url), signatures),
-        Accounts(state, SERVICE_ACCOUNT),
-        Roles(state, SERVICE_ACCOUNT),
+        Domains(state, SERVICE_ACCOUNT, _mail_host(public_url), signatures, accounts),
+        accounts,
+        Roles(state, SERVICE_ACCOUNT, accounts),
         signatures,
     ]
-    return _Server(state, public_url, token, {registry.kind: registry for registry in registries}, signatures).app()
+    kinds = {registry.kind: registry for registry in registries}
+    return _Server(state, public_url, token, kinds, signatures, accounts).app()
 
 
 class _Server:
@@ -70,12 +80,14 @@ class _Server:
         token: str,
         registries: dict[str, Registry],
         signatures: DkimSignatures,
+        accounts: Accounts,
     ) -> None:
         self._failed_logins = state.table("failed_logins")
         self._public_url = public_url.rstrip("/")
         self._token = token
         self._registries = registries
         self._signatures = signatures
+        self._accounts = accounts
         self._processor = Processor(registries, SERVICE_ACCOUNT)
         self._running = 0
 
@@ -134,7 +146,7 @@ class _Server:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise RequestError(400, "The content type must be application/json.", kind=f"{JMAP_ERROR}notJSON")
-        self._signatures.settle()
+        self._settle()
         return JSONResponse(self._processor.run(await request.body()))
 
     async def _account(self, _request: Request) -> Response:
@@ -174,8 +186,13 @@ class _Server:
         return JSONResponse(body, media_type="application/problem+json")
 
     async def _objects(self, _request: Request) -> Response:
+        self._settle()
+        objects = {registry.table: registry.everything() for registry in self._registries.values()}
+        return JSONResponse({**objects, "accountErasures": self._accounts.erasures()})
+
+    def _settle(self) -> None:
         self._signatures.settle()
-        return JSONResponse({registry.table: registry.everything() for registry in self._registries.values()})
+        self._accounts.settle()
 
     async def _lose_next_race(self, request: Request) -> Response:
         try:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import idna
 
+from sandbox.stalwart.accounts import Accounts
 from sandbox.stalwart.dkim import DkimSignatures
 from sandbox.stalwart.errors import SetError
 from sandbox.stalwart.fields import NAME, READ_ONLY, SET, TEXT, Field, Fields, variant
@@ -52,11 +53,13 @@ class Domains(Registry):
         "subAddressing": variant("Enabled", "Custom", "Disabled"),
     }
 
-    def __init__(self, state: State, account_id: str, mail_host: str, signatures: DkimSignatures) -> None:
+    def __init__(
+        self, state: State, account_id: str, mail_host: str, signatures: DkimSignatures, accounts: Accounts
+    ) -> None:
         super().__init__(state, account_id)
         self._mail_host = mail_host
         self._signatures = signatures
-        self._accounts = state.table("accounts")
+        self._accounts = accounts
 
     def prepare(self, document: Document, stored: Document | None) -> Document:
         """Normalise the names and refuse those that another domain has."""
@@ -76,7 +79,7 @@ class Domains(Registry):
 
     def links(self, object_id: str) -> Iterator[Document]:
         """Yield the accounts with an address in the domain and its DKIM signatures."""
-        for account in self._accounts:
+        for account in self._accounts.referring():
             if object_id in (account["domainId"], *(alias["domainId"] for alias in account["aliases"].values())):
                 yield {"object": "x:Account", "id": account["id"]}
         for signature in self._signatures.of_domain(object_id):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from sandbox.stalwart import permissions
+from sandbox.stalwart.accounts import Accounts
 from sandbox.stalwart.errors import SetError
 from sandbox.stalwart.fields import NAME, READ_ONLY, SET, TEXT, Fields
 from sandbox.stalwart.registry import Registry, words
@@ -30,9 +31,9 @@ class Roles(Registry):
         "roleIds": SET,
     }
 
-    def __init__(self, state: State, account_id: str) -> None:
+    def __init__(self, state: State, account_id: str, accounts: Accounts) -> None:
         super().__init__(state, account_id)
-        self._accounts = state.table("accounts")
+        self._accounts = accounts
         self._seed()
 
     def _seed(self) -> None:
@@ -56,7 +57,7 @@ class Roles(Registry):
 
     def links(self, object_id: str) -> Iterator[Document]:
         """Yield the accounts that have the role and the roles that inherit from it."""
-        for account in self._accounts:
+        for account in self._accounts.referring():
             if object_id in account["roles"].get("roleIds", {}):
                 yield {"object": "x:Account", "id": account["id"]}
         for role in self._objects:

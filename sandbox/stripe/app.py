@@ -18,13 +18,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from sandbox.faults import CamelModel
-from sandbox.state import State
+from sandbox.state import Document, State
 from sandbox.stripe.catalog import Catalog
 from sandbox.stripe.customers import Customers
 from sandbox.stripe.endpoints import Endpoint
 from sandbox.stripe.errors import ParameterError, StripeError
 from sandbox.stripe.idempotency import IdempotencyStore, fingerprint
-from sandbox.stripe.params import decode
+from sandbox.stripe.params import Params, decode, fields
 from sandbox.stripe.subscriptions import Status, Subscriptions
 
 API_VERSION = "2026-10-28.endive"
@@ -63,6 +63,7 @@ class _Api:
         self._kept = IdempotencyStore(state)
         self._subscriptions = Subscriptions(state)
         self._endpoints = [
+            Endpoint("GET", "/v1/balance", fields({}), _balance),
             *Catalog(state).endpoints(),
             *Customers(state, self._subscriptions.cancel_all).endpoints(),
             *self._subscriptions.endpoints(),
@@ -158,6 +159,11 @@ class _Api:
             return JSONResponse(self._subscriptions.set_status(wanted.id, wanted.status))
         except (ValidationError, StripeError) as error:
             return JSONResponse({"error": str(error)}, status_code=422)
+
+
+def _balance(_params: Params) -> Document:
+    """Return what an account has that never took a payment."""
+    return {"object": "balance", "available": [], "pending": [], "livemode": False}
 
 
 def _answer(request: Request, status: int, body: Any, extra: Mapping[str, str] | None = None) -> Response:

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
+import pytest
 import pytest_asyncio
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from domain.provisioning import TenantRequest
@@ -26,10 +28,31 @@ class House:
         self._standins = standins
         self._http = http
 
+    def of(self, job: Job) -> House:
+        """Return the same house with another tenant's job in it."""
+        return House(job, self._activities, self._standins, self._http)
+
     async def run(self, step: str, name: str, *, environment: ActivityEnvironment | None = None) -> Any:
         """Run the next attempt of a step with the activity of that name."""
         request = self.job.domain_request if step.endswith(self.job.domain) or "mailbox" in step else self.job.request
         return await self.job.attempt(step, lambda: self._activities[name](request), environment=environment)
+
+    async def refused(self, step: str, name: str) -> str:
+        """Run a step that is refused for good, and return the code."""
+        with pytest.raises(ApplicationError) as caught:
+            await self.run(step, name)
+        assert caught.value.non_retryable
+        assert caught.value.type is not None
+        return caught.value.type
+
+    async def run_until_done(self, step: str, name: str) -> Any:
+        """Run attempts of a step until one is not told to wait."""
+        while True:
+            try:
+                return await self.run(step, name)
+            except ApplicationError as error:
+                if error.type != "not_ready_yet":
+                    raise
 
     async def call(self, name: str, request: Any) -> Any:
         """Run an activity that is no step."""
@@ -64,6 +87,12 @@ class House:
         answer = await self._http.get(f"{self._standins[vendor]}/_sandbox/requests")
         items: list[dict[str, Any]] = answer.json()["items"]
         return items
+
+    async def writes(self, vendor: str) -> int:
+        """Return how many requests of this job a stand-in saw that would change something."""
+        seen = [each for each in await self.requests(vendor) if self.job.operation_id in each["requestId"]]
+        reads = ("/get", "/query")
+        return sum(each["method"] != "GET" and not any(f'{read}"' in each["body"] for read in reads) for each in seen)
 
     async def objects(self, vendor: str, kind: str) -> list[dict[str, Any]]:
         """Return the objects of one kind that name this job's tenant, its domain, its price row or its people."""

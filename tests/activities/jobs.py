@@ -15,11 +15,11 @@ from domain.catalog import GIB, Currency, Cycle, Plan, Price, Subscription
 from domain.ids import activity_id, tenant_lock, workflow_id
 from domain.operations import Operation, OperationKind, OperationState, RequestedBy, Step
 from domain.people import Membership, TenantRole, User
-from domain.provisioning import DomainRequest, TenantRequest
+from domain.provisioning import DomainRequest, RetryProfile, TenantRequest
 from domain.tenants import DomainProof, DomainState, Tenant, TenantDomain, TenantStatus
 from runtime.clock import new_id, utcnow
 from runtime.interceptors import StepInterceptor
-from runtime.wiring import Store, build_recorder
+from runtime.wiring import Store, build_breakers, build_recorder
 from store.database import Session
 
 START_TO_CLOSE = timedelta(seconds=30)
@@ -39,7 +39,7 @@ class Job:
 
     def __init__(self, store: Store, tenant: Tenant, operation: Operation) -> None:
         self._store = store
-        self._interceptor = StepInterceptor(build_recorder(store))
+        self._interceptor = StepInterceptor(build_recorder(store), build_breakers(store, RetryProfile.FAST))
         self._attempts: dict[str, int] = {}
         self._scheduled_at = utcnow()
         self.slug = tenant.slug
@@ -118,8 +118,12 @@ class Job:
         await self._store.database.run_transaction(body)
 
 
-async def open_job(store: Store, *, admin_domain: str | None = None, tenant_age: timedelta = timedelta()) -> Job:
+async def open_job(
+    store: Store, *, admin_domain: str | None = None, tenant_age: timedelta = timedelta(), admin: User | None = None
+) -> Job:
     """Commit a pending tenant, sold under a catalog row of its own, with its open operation.
+
+    Its first admin is a new person, or one who is there already.
 
     Nothing in it has a name that another test uses: the stand-ins keep what they are told for the whole run.
     """
@@ -130,13 +134,8 @@ async def open_job(store: Store, *, admin_domain: str | None = None, tenant_age:
     await store.catalog.seed([plan], [price])
     domain = f"{slug}.example"
     operation_id, tenant_id = new_id(), new_id()
-    admin = User(
-        id=new_id(),
-        email=f"anna@{admin_domain or domain}",
-        name="Anna Example",
-        memberships=[Membership(tenant_id=tenant_id, role=TenantRole.ADMIN)],
-        created_at=now,
-    )
+    membership = Membership(tenant_id=tenant_id, role=TenantRole.ADMIN)
+    person = admin or User(id=new_id(), email=f"anna@{admin_domain or domain}", name="Anna Example", created_at=now)
     tenant = Tenant(
         id=tenant_id,
         slug=slug,
@@ -153,7 +152,7 @@ async def open_job(store: Store, *, admin_domain: str | None = None, tenant_age:
                 proof=DomainProof(method="assumed", at=now),
             )
         ],
-        admin_user_id=admin.id,
+        admin_user_id=person.id,
         price_id=price.id,
         status=TenantStatus.PENDING,
         created_at=now - tenant_age,
@@ -184,7 +183,9 @@ async def open_job(store: Store, *, admin_domain: str | None = None, tenant_age:
     )
 
     async def body(session: Session) -> None:
-        await store.users.insert(admin, session)
+        if admin is None:
+            await store.users.insert(person, session)
+        await store.users.add_membership(person.id, membership, session)
         await store.tenants.insert(tenant, session)
         await store.subscriptions.insert(subscription, session)
         await store.operations.insert(operation, session)

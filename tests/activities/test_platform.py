@@ -8,11 +8,22 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from domain.errors import OperationClosed
-from domain.operations import Failure, Fence, OperationState, StepState, step_key
-from domain.provisioning import CloseRequest, OutcomeRequest, ProvisionPlan
+from domain.operations import (
+    Decision,
+    DecisionAction,
+    Failure,
+    Fence,
+    Operation,
+    OperationState,
+    StepState,
+    step_key,
+    undo_of,
+)
+from domain.provisioning import CloseRequest, OutcomeRequest, ProvisionPlan, StepRecord, UndoPlan
 from domain.tenants import SystemStatus, TenantStatus
-from runtime.clock import utcnow
+from runtime.clock import new_id, utcnow
 from runtime.wiring import Store
+from store.database import Session
 from tests.activities.conftest import House
 
 pytestmark = pytest.mark.asyncio
@@ -184,3 +195,192 @@ async def test_close_after_the_deadline(house: House, store: Store) -> None:
     await store.operations.begin_attempt(house.job.operation_id, "ocis.space", fence, now, now)
     assert await house.call("close_operation", closing(house)) == 0
     assert not (await house.job.operation()).open
+
+
+def given(
+    house: House, state: StepState, *steps: str, failure: Failure | None = None, generation: int = 1
+) -> StepRecord:
+    """A state that the workflow gives to steps."""
+    return StepRecord(
+        operation_id=house.job.operation_id, steps=list(steps), state=state, failure=failure, generation=generation
+    )
+
+
+async def decided(house: House, store: Store, action: DecisionAction, *steps: str) -> Operation:
+    """Keep a decision about the operation."""
+    decision = Decision(id=new_id(), action=action, steps=list(steps), at=utcnow())
+
+    async def body(session: Session) -> Operation:
+        return await store.operations.decide(await house.job.operation(), decision, session)
+
+    return await store.database.run_transaction(body)
+
+
+async def refuse_space(house: House) -> None:
+    """Let the space step end for good, though something may have been made."""
+    await house.fault("ocis", action="status", status=400, method="POST", contains=["/graph/v1.0/drives"])
+    with pytest.raises(ApplicationError):
+        await house.run("ocis.space", "ensure_space")
+
+
+async def test_parked(house: House) -> None:
+    """A step that parks makes the operation wait for an operator, alerts once, and tells the tenant."""
+    await house.call("plan_provision", house.job.request)
+    for _ in range(2):
+        await house.call("record_step", given(house, StepState.PARKED, "ocis.space", failure=REFUSED))
+    operation = await house.job.operation()
+    step = operation.step("ocis.space")
+    assert operation.state is OperationState.NEEDS_OPERATOR
+    assert step.last_error is not None
+    assert (step.state, step.last_error.code, step.next_retry_at) == (StepState.PARKED, REFUSED.code, None)
+    assert await house.job.events() == [("operation.parked", "failure")]
+    error = (await house.job.tenant()).provisioning_errors["ocis"]
+    assert (error.code, "waits for an operator" in error.message) == (REFUSED.code, True)
+
+
+async def test_each_parking_alerts(house: House) -> None:
+    """A step that parks again after a retry alerts again."""
+    for generation in (1, 2):
+        await house.call("record_step", given(house, StepState.PARKED, "ocis.space", generation=generation))
+        await house.call("record_step", given(house, StepState.PENDING, "ocis.space"))
+    assert [action for action, _ in await house.job.events()] == ["operation.parked"] * 2
+
+
+async def test_wanted_again(house: House) -> None:
+    """The operation runs again once no step of it is parked any more."""
+    await house.call("plan_provision", house.job.request)
+    await house.call("record_step", given(house, StepState.PARKED, "ocis.space", "ocis.group", failure=REFUSED))
+    await house.call("record_step", given(house, StepState.PENDING, "ocis.space"))
+    assert (await house.job.operation()).state is OperationState.NEEDS_OPERATOR
+    await house.call("record_step", given(house, StepState.PENDING, "ocis.group"))
+    assert (await house.job.operation()).state is OperationState.RUNNING
+    assert (await house.job.tenant()).provisioning_status["ocis"] is SystemStatus.PENDING
+
+
+async def test_decision_is_dropped_once_obeyed(house: House, store: Store) -> None:
+    """A decision stays until the workflow has recorded what came of it, step by step."""
+    await house.call("record_step", given(house, StepState.PARKED, "ocis.space", "ocis.group", failure=REFUSED))
+    operation = await decided(house, store, DecisionAction.RETRY, "ocis.space", "ocis.group")
+    assert operation.parked_steps == []
+    await house.call("record_step", given(house, StepState.PENDING, "ocis.space"))
+    ((left,),) = [each.steps for each in (await house.job.operation()).decisions]
+    assert left == "ocis.group"
+    await house.call("record_step", given(house, StepState.PENDING, "ocis.group"))
+    assert (await house.job.operation()).decisions == []
+
+
+async def test_skipped(house: House) -> None:
+    """A skipped step counts as finished; what it may have changed before has its event."""
+    await house.call("plan_provision", house.job.request)
+    await refuse_space(house)
+    await house.call("record_step", given(house, StepState.PARKED, "ocis.space", failure=REFUSED))
+    await house.call("record_step", given(house, StepState.SKIPPED, "ocis.space"))
+    for step in ("ocis.group", "ocis.member"):
+        await house.call("record_step", given(house, StepState.SKIPPED, step))
+    operation = await house.job.operation()
+    assert (operation.state, operation.progress.done) == (OperationState.RUNNING, 3)
+    assert (await house.job.tenant()).provisioning_status["ocis"] is SystemStatus.SKIPPED
+    assert ("ocis.space_created", "failure") in await house.job.events()
+
+
+async def test_steps_of_an_operation_that_has_ended(house: House) -> None:
+    """An operation that has ended gets no step parked, nor is it canceled afterwards."""
+    await house.job.close()
+    for name, request in (
+        ("record_step", given(house, StepState.PARKED, "ocis.space", failure=REFUSED)),
+        ("plan_undoing", house.job.request),
+    ):
+        with pytest.raises(OperationClosed):
+            await house.call(name, request)
+    assert (await house.job.operation()).state is OperationState.TERMINATED
+
+
+async def test_plan_undoing(house: House) -> None:
+    """All that was tried is to be undone, in the order it was planned; what nothing is undone of has failed."""
+    await house.call("plan_provision", house.job.request)
+    await house.run("authentik.group", "ensure_login_group")
+    await house.run(f"stalwart.domain.{house.job.domain}", "ensure_mail_domain")
+    await refuse_space(house)
+    await house.fault("stripe", action="status", status=503, method="POST")
+    with pytest.raises(ApplicationError):
+        await house.run("stripe.product", "ensure_product")
+    first = await house.call("plan_undoing", house.job.request)
+    domain = f"stalwart.domain.{house.job.domain}"
+    assert first.steps == ["authentik.group", domain, "ocis.space"]
+    operation = await house.job.operation()
+    assert operation.cancel_requested_at is not None
+    assert not operation.cancelable
+    assert {name for name in first.steps if operation.step(name).state is StepState.COMPENSATING} == set(first.steps)
+    assert {operation.step(undo_of(name)).state for name in first.steps} == {StepState.PENDING}
+    failed = operation.step("stripe.product")
+    assert failed.last_error is not None
+    assert (failed.state, failed.next_retry_at) == (StepState.FAILED, None)
+    assert ("ocis.space_created", "failure") in await house.job.events()
+    # The lost answer of Stripe's product: its request may still be on its way.
+    assert 0 < first.unsettled_seconds <= 30
+
+
+async def test_plan_undoing_again(house: House) -> None:
+    """What is undone already is not undone again."""
+    await house.call("plan_provision", house.job.request)
+    await house.run("authentik.group", "ensure_login_group")
+    await house.run("authentik.user", "ensure_login_user")
+    await house.call("plan_undoing", house.job.request)
+    await house.run("authentik.group_undo", "delete_login_group")
+    await house.call("record_step", given(house, StepState.COMPENSATED, "authentik.group"))
+    assert await house.call("plan_undoing", house.job.request) == UndoPlan(steps=["authentik.user"])
+
+
+async def test_undoing_obeys_every_decision(house: House, store: Store) -> None:
+    """Once it is being undone nothing that was decided before is still to come."""
+    await house.call("record_step", given(house, StepState.PARKED, "ocis.space", failure=REFUSED))
+    await decided(house, store, DecisionAction.RETRY, "ocis.space")
+    await decided(house, store, DecisionAction.CANCEL)
+    await house.call("plan_undoing", house.job.request)
+    operation = await house.job.operation()
+    assert (operation.decisions, operation.state) == ([], OperationState.RUNNING)
+
+
+async def test_canceled_before_the_plan(house: House, store: Store) -> None:
+    """A run that was canceled before it began is told so by its plan."""
+    await decided(house, store, DecisionAction.CANCEL)
+    assert (await house.call("plan_provision", house.job.request)).canceled
+
+
+async def test_canceled_before_the_outcome(house: House, store: Store) -> None:
+    """A cancel that was accepted first keeps the tenant from turning active."""
+    await decided(house, store, DecisionAction.CANCEL)
+    settlement = await house.call("record_tenant_outcome", outcome(house))
+    assert settlement.canceled
+    assert (await house.job.tenant()).status is TenantStatus.PENDING
+    assert await house.job.events() == []
+
+
+async def test_outcome_first(house: House) -> None:
+    """Once the outcome is recorded the operation cannot be canceled."""
+    assert (await house.job.operation()).cancelable
+    await house.call("record_tenant_outcome", outcome(house))
+    assert not (await house.job.operation()).cancelable
+
+
+async def test_abandoned(house: House, store: Store) -> None:
+    """An abandoned tenant keeps its slug, and frees its domains and its people."""
+    await house.call("plan_provision", house.job.request)
+    for _ in range(2):
+        await house.call("record_tenant_abandoned", outcome(house))
+    tenant = await house.job.tenant()
+    assert (tenant.status, tenant.domains, tenant.version) == (TenantStatus.ABANDONED, [], 2)
+    assert (await house.job.admin()).memberships == []
+    assert await house.job.events() == [("tenant.abandoned", "success")]
+    subscription = await store.subscriptions.of_tenant(house.job.tenant_id)
+    assert subscription is not None
+    assert subscription.status == "canceled"
+    assert await house.call("close_operation", closing(house, REFUSED)) == 0
+    assert set((await house.job.tenant()).provisioning_status.values()) == {SystemStatus.DISABLED}
+
+
+async def test_abandoned_after_the_end(house: House) -> None:
+    """A run of an operation that has ended abandons nothing."""
+    await house.job.close()
+    await house.call("record_tenant_abandoned", outcome(house))
+    assert (await house.job.tenant()).status is TenantStatus.PENDING

@@ -10,6 +10,7 @@ from temporalio.exceptions import ApplicationError
 
 from domain.ids import price_lookup_key, product_id
 from domain.operations import StepState
+from domain.provisioning import StepResult
 from integrations.stripe import CustomerSpec, PriceSpec, ProductSpec, SubscriptionSpec
 from runtime.clock import utcnow
 from runtime.wiring import Store, Vendors
@@ -143,3 +144,113 @@ async def test_price_race_lost(house: House, vendors: Vendors) -> None:
     )  # fmt: skip
     assert (await house.run("stripe.price", "ensure_price")).resource_id == price
     assert len(await house.objects("stripe", "prices")) == 1
+
+
+async def subscribe(house: House, vendors: Vendors, customer: str, metadata: dict[str, str]) -> str:
+    """Make a subscription at the tenant's price, as a late attempt or a person would."""
+    price = await house.run("stripe.price", "ensure_price")
+    spec = SubscriptionSpec(
+        customer=customer, price=price.resource_id, quantity=1, days_until_due=14, metadata=metadata
+    )
+    return (await vendors.stripe.create_subscription(spec, f"late-{customer}-{len(metadata)}")).id
+
+
+async def provision(house: House) -> str:
+    """Make all that a tenant has at Stripe, and return its customer."""
+    for name in ("customer", "product", "price", "subscription"):
+        await house.run(f"stripe.{name}", f"ensure_{name}")
+    return (await house.job.tenant()).resources["stripeCustomerId"]
+
+
+async def running(house: House) -> list[str]:
+    """Return the tenant's subscriptions that have not ended."""
+    return [row["id"] for row in await house.objects("stripe", "subscriptions") if row["status"] != "canceled"]
+
+
+async def test_canceled_here_too(house: House, store: Store) -> None:
+    """Our own row says that the subscription has ended; what several tenants share stays."""
+    await provision(house)
+    await house.run("stripe.subscription_undo", "delete_subscription")
+    sold = await store.subscriptions.of_tenant(house.job.tenant_id)
+    assert sold is not None
+    assert (sold.status, sold.stripe_subscription_id is not None) == ("canceled", True)
+    await house.run("stripe.customer_undo", "delete_customer")
+    for kind in ("products", "prices"):
+        assert len(await house.objects("stripe", kind)) == 1
+    price = await store.catalog.price(house.job.price_id)
+    assert price is not None
+    assert price.stripe_price_ids
+
+
+async def test_ended_at_stripe_only(house: House, store: Store) -> None:
+    """An attempt that died between Stripe's yes and our row is completed by the next one."""
+    await provision(house)
+    await house.fault("stripe", action="lose_answer", method="DELETE")
+    with pytest.raises(ApplicationError):
+        await house.run("stripe.subscription_undo", "delete_subscription")
+    sold = await store.subscriptions.of_tenant(house.job.tenant_id)
+    assert sold is not None
+    assert sold.status == "active"
+    await house.run("stripe.subscription_undo", "delete_subscription")
+    sold = await store.subscriptions.of_tenant(house.job.tenant_id)
+    assert sold is not None
+    assert sold.status == "canceled"
+
+
+async def test_never_subscribed(house: House, store: Store) -> None:
+    """A tenant that came no further than its intent has nothing to cancel at Stripe, and is canceled here."""
+    assert await house.run("stripe.subscription_undo", "delete_subscription") == StepResult()
+    sold = await store.subscriptions.of_tenant(house.job.tenant_id)
+    assert sold is not None
+    assert sold.status == "canceled"
+
+
+async def test_several_subscriptions(house: House, store: Store, vendors: Vendors) -> None:
+    """Those of a double customer end as well, each in a step of its own; here it is canceled with the last."""
+    await provision(house)
+    double = await make_customer(house, vendors)
+    await subscribe(house, vendors, double, {"dezkyTenantId": house.job.tenant_id})
+    statuses = []
+    for number in (1, 2):
+        result = await house.run(f"stripe.subscription_undo.{number}", "delete_subscription")
+        sold = await store.subscriptions.of_tenant(house.job.tenant_id)
+        assert sold is not None
+        statuses.append((result.doubles, sold.status))
+    assert statuses == [(True, "active"), (False, "canceled")]
+    assert await running(house) == []
+    assert (await house.job.events()).count(("stripe.subscription_canceled", "success")) == 2
+
+
+async def test_several_customers(house: House, vendors: Vendors) -> None:
+    """Every customer with the tenant's mark goes, each in a step of its own; another tenant's is left."""
+    await house.run("stripe.customer", "ensure_customer")
+    await make_customer(house, vendors)
+    spec = CustomerSpec(name="Other", email=None, metadata={"dezkyTenantId": f"{house.job.tenant_id}-2"})
+    other = (await vendors.stripe.create_customer(spec, f"other-{house.job.operation_id}")).id
+    more = [(await house.run(f"stripe.customer_undo.{number}", "delete_customer")).doubles for number in (1, 2)]
+    assert more == [True, False]
+    assert [row["id"] for row in await house.objects("stripe", "customers")] == [other]
+    assert "stripeCustomerId" not in (await house.job.tenant()).resources
+
+
+async def test_known_customer_without_mark(house: House, store: Store, vendors: Vendors) -> None:
+    """The customer we know is the tenant's, whatever somebody made of its metadata."""
+    spec = CustomerSpec(name="Acme", email=None, metadata={})
+    customer = (await vendors.stripe.create_customer(spec, f"plain-{house.job.operation_id}")).id
+    assert await house.run("stripe.customer_undo", "delete_customer") == StepResult()
+    await store.tenants.set_resource(await house.job.tenant(), "stripeCustomerId", customer)
+    assert await house.run("stripe.customer_undo", "delete_customer") == StepResult(resource_id=customer)
+    assert await vendors.stripe.retrieve_customer(customer) is None
+
+
+async def test_subscription_that_is_not_ours(house: House, vendors: Vendors) -> None:
+    """A subscription that was made by hand is left, and so is its customer, for a person to decide about."""
+    customer = await provision(house)
+    by_hand = await subscribe(house, vendors, customer, {})
+    await house.run("stripe.subscription_undo", "delete_subscription")
+    assert [row.id for row in await vendors.stripe.find_subscriptions(customer)] == [by_hand]
+    double = await make_customer(house, vendors)
+    assert (await house.run("stripe.customer_undo", "delete_customer")).resource_id == double
+    assert await house.refused("stripe.customer_undo.2", "delete_customer") == "still_in_use"
+    assert await vendors.stripe.retrieve_customer(customer) is not None
+    assert (await house.job.tenant()).resources["stripeCustomerId"] == customer

@@ -22,6 +22,7 @@ from tests.api.client import MAX_BODY_BYTES, PARTNERS, PEOPLE, PUBLIC_URL, TEMPO
 from tests.api.issuers import OPERATOR, PORTAL, Issuers
 from tests.conftest import TOKEN, make_settings
 from tests.store.builders import keep
+from tests.support.keys import payload_keys
 from tests.support.servers import Mongod, serving
 
 CallFrom = Callable[..., Api]
@@ -53,6 +54,7 @@ def api_settings(standins: dict[str, str], mongod: Mongod, issuers: Issuers) -> 
         mongod.url,
         public_url=PUBLIC_URL,
         temporal_ui_url=TEMPORAL_UI,
+        payload_keys=SecretStr(payload_keys("api-test")),
         trusted_proxies=["10.0.0.0/8"],
         max_body_bytes=MAX_BODY_BYTES,
         authentik=AuthentikSettings(

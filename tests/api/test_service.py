@@ -21,7 +21,23 @@ from tests.api.client import Api, assert_problem, create, new_tenant
 from tests.api.conftest import CallFrom, running
 from tests.support.servers import HOST, free_port
 
-PATHS = {"/health", "/health/ready", "/me", "/tenants", "/tenants/{slug}", "/operations", "/operations/{operation_id}"}
+PATHS = {
+    "/health",
+    "/health/ready",
+    "/me",
+    "/tenants",
+    "/tenants/{slug}",
+    "/operations",
+    "/operations/{operation_id}",
+    "/operations/{operation_id}/cancel",
+    "/operations/{operation_id}/events",
+    "/operations/{operation_id}/retry",
+    "/operations/{operation_id}/steps/{name}/retry",
+    "/operations/{operation_id}/steps/{name}/skip",
+    "/codec/decode",
+    "/codec/encode",
+    "/codec/session",
+}
 
 
 @pytest.mark.parametrize(
@@ -197,7 +213,8 @@ async def test_every_route_names_its_answers(document: dict[str, Any]) -> None:
     for path, item in document["paths"].items():
         for operation in item.values():
             success = operation["responses"].get("202", operation["responses"].get("200"))
-            assert success["content"]["application/json"]["schema"]
+            media_type = "text/event-stream" if path.endswith("/events") else "application/json"
+            assert success["content"][media_type]["schema"]
             assert "application/problem+json" in operation["responses"]["default"]["content"]
             assert operation["security"] == ([] if path.startswith("/health") else [{"bearer": []}])
     creation = document["paths"]["/tenants"]["post"]

@@ -21,6 +21,7 @@ from rich.table import Table
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from runtime.codec import build_data_converter
 from runtime.process import run_and_exit
 from runtime.settings import Settings
 from runtime.wiring import Vendors, build_vendors
@@ -94,7 +95,8 @@ async def _time_to_active(console: Console, http: httpx.AsyncClient, vendors: Ve
 
 
 async def _throughput(console: Console, http: httpx.AsyncClient, temporal: str) -> None:
-    client = await Client.connect(temporal)
+    # Encrypted alike, or the two would not compare.
+    client = await Client.connect(temporal, data_converter=build_data_converter(Settings().key_ring))
     async with Worker(client, task_queue=QUEUE, workflows=[EmptyBranches], activities=[do_nothing]):
 
         async def empty() -> None:

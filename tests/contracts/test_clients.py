@@ -18,7 +18,7 @@ from integrations.authentik import AuthentikClient, UserSpec
 from integrations.call_context import correlation_id, deadline
 from integrations.http import build_http_client
 from integrations.ocis import SPACE_EDITOR, OcisClient, SpaceSpec
-from integrations.stalwart import DkimKey, MailboxSpec, RoleSpec, StalwartClient
+from integrations.stalwart import DkimKey, Link, MailboxSpec, RoleSpec, StalwartClient
 from integrations.stripe import (
     OPERATION_KEY,
     TENANT_ID_KEY,
@@ -101,6 +101,28 @@ async def test_authentik_groups_and_users() -> None:
         assert (await client.set_user_active(user.pk, True)).is_active
 
 
+async def test_authentik_removals() -> None:
+    """A membership, a user and a group go, and once more; a member outlives the group."""
+    async with http_of("authentik") as http:
+        client = AuthentikClient(http)
+        group = await client.create_group("dezky-tenant-acme", {"dezkyTenantId": "t1"})
+        spec = UserSpec(username="anna@acme.example", name="Anna", email="anna@acme.example", attributes={})
+        user = await client.create_user(spec)
+        await client.add_user_to_group(group.pk, user.pk)
+        for _ in range(2):
+            await client.remove_user_from_group(group.pk, user.pk)
+        assert (await client.find_user(user.username)) == user
+        await client.add_user_to_group(group.pk, user.pk)
+        for _ in range(2):
+            await client.delete_group(group.pk)
+        assert await client.find_group(group.name) is None
+        assert (await client.find_user(user.username)) == user
+        for _ in range(2):
+            await client.delete_user(user.pk)
+        assert await client.find_user(user.username) is None
+        await client.remove_user_from_group(group.pk, user.pk)
+
+
 async def test_authentik_refusals() -> None:
     """Duplicates, absent objects and a bad token are told apart."""
     async with http_of("authentik") as http:
@@ -162,8 +184,8 @@ async def test_stalwart_roles_and_mailboxes() -> None:
         roles = await client.find_roles("dezky:tenant/acme")
         assert [role.id for role in roles] == sorted([first, second])
         assert roles[0].disabled_permissions == ("jmapPrincipalGet",)
-        assert await client.destroy_role(second)
-        assert await client.destroy_role(second)
+        for _ in range(2):
+            assert await client.destroy_role(second) == []
         assert await client.find_mailbox("anna", domain_id) is None
         mailbox = MailboxSpec(
             local_part="anna", domain_id=domain_id, description="op-1", role_id=first, quota_bytes=5_000
@@ -175,7 +197,39 @@ async def test_stalwart_roles_and_mailboxes() -> None:
         with pytest.raises(VendorRejected) as caught:
             await client.create_mailbox(mailbox)
         assert caught.value.code == "already_exists"
-        assert not await client.destroy_role(first)
+        (link, other) = await client.destroy_role(first)
+        assert (link, other.kind) == (Link(kind="Account", id=mailbox_id), "Role")
+        assert await client.any_exists([link])
+
+
+async def test_stalwart_removals() -> None:
+    """A domain goes after its mailboxes and its keys, and everything may be removed once more."""
+    async with http_of("stalwart") as http:
+        client = StalwartClient(http)
+        domain_id = await client.create_domain("acme.example", "op-1")
+        role_id = await client.create_role(RoleSpec(description="dezky:tenant/acme"))
+        mailbox = MailboxSpec(local_part="anna", domain_id=domain_id, description="m", role_id=role_id, quota_bytes=1)
+        mailbox_id = await client.create_mailbox(mailbox)
+        keys = await dkim_keys(client, domain_id)
+        links = await client.destroy_domain(domain_id)
+        assert {(link.kind, link.id) for link in links} == {
+            ("Account", mailbox_id),
+            *(("DkimSignature", key.id) for key in keys),
+        }
+        for _ in range(2):
+            assert await client.destroy_mailbox(mailbox_id) == []
+        assert await client.find_mailbox("anna", domain_id) is None
+        for key in keys * 2:
+            assert await client.destroy_dkim_key(key.id) == []
+        assert await client.dkim_keys(domain_id) == []
+        async with asyncio.timeout(10):
+            while links := await client.destroy_domain(domain_id):
+                # Its mail is being erased: it is named, and not to be seen.
+                assert links == [Link(kind="Account", id=mailbox_id)]
+                assert not await client.any_exists(links)
+        assert await client.find_domain("acme.example") is None
+        assert await client.destroy_domain(domain_id) == []
+        assert await client.destroy_role(role_id) == []
 
 
 async def test_stalwart_refused_credential() -> None:
@@ -214,6 +268,9 @@ async def test_ocis_space() -> None:
         assert [found.disabled for found in await client.find_spaces("project/dezky-acme")] == [True]
         assert await client.space_members(space.id) == []
         await client.purge_space(space.id)
+        for _ in range(2):
+            await client.delete_group(group.id)
+        assert await client.find_group("dezky-tenant-acme") is None
         assert await client.find_spaces("project/dezky-acme") == []
         with pytest.raises(VendorRejected) as caught:
             await client.purge_space(space.id)
@@ -259,6 +316,7 @@ async def test_stripe_subscription() -> None:
     """A customer, a product, a price and a subscription are created once each under their keys, and found again."""
     since = datetime.now(UTC) - timedelta(minutes=1)
     async with billing_of() as billing:
+        await billing.check()
         assert await billing.find_customers(since, "t1") == []
         spec = CustomerSpec(name="Acme", email="billing@acme.example", metadata=MARK)
         customer = await billing.create_customer(spec, "customer:1")
@@ -283,6 +341,9 @@ async def test_stripe_subscription() -> None:
         assert await billing.find_subscriptions(customer.id) == [subscription]
         assert (subscription.price_id, subscription.quantity, subscription.currency) == (price.id, 3, "DKK")
 
+        for _ in range(2):
+            await billing.cancel_subscription(subscription.id)
+        assert await billing.find_subscriptions(customer.id) == []
         for _ in range(2):
             await billing.delete_customer(customer.id)
         assert await billing.retrieve_customer(customer.id) is None

@@ -37,12 +37,15 @@ SETTINGS = {
     "LOG_LEVEL": "least level that is logged",
     "API_HOST": "address the API listens on",
     "API_PORT": "port the API listens on",
-    "PUBLIC_URL": "base of the `type` URIs in problem documents",
+    "PUBLIC_URL": "base of the `type` URIs in problem documents; with https, cookies are `Secure`",
     "TRUSTED_PROXIES": "addresses or networks (CIDR), comma-separated, whose `X-Forwarded-For` is believed",
-    "MAX_BODY_BYTES": "largest request body that is read, at least 1024",
+    "MAX_BODY_BYTES": "largest request body that is read, at least 1024; `/codec` reads 8 MiB, whatever stands here",
     "MONGO_URL": "connection string; the server must be a replica set, because transactions need one",
     "MONGO_DATABASE": "name of the database",
-    "TEMPORAL_UI_URL": "base of the Temporal web UI, for `links.temporalUi`; absent: no links",
+    "PAYLOAD_KEYS": "keys for what Temporal keeps: `id:base64` of 32 bytes, comma-separated; the first encrypts, all "
+    "decrypt ([rotate](../how-to/rotate-payload-keys.md)); absent: payloads stay in clear, which production refuses",
+    "TEMPORAL_UI_URL": "base of the Temporal web UI, for `links.temporalUi`, and the one origin that may use `/codec` "
+    "with a cookie; absent: no links, no cookies",
     "WORKER_METRICS_HOST": "address on which the worker serves its metrics",
     "WORKER_METRICS_PORT": "port on which the worker serves Prometheus metrics; absent: none",
     "OPERATION_PROFILE": "timeouts and retries of new operations; `fast` is for tests and refused in production",
@@ -79,7 +82,7 @@ _WAIT = "Nothing: it is tried again."
 _LOOK = "Operator: read `lastError` of the step, put it right in the vendor's system."
 
 CODES = {
-    "malformed": Words("Malformed", "The body is not JSON.", _FIX),
+    "malformed": Words("Malformed", "The body is not JSON, or `Last-Event-ID` is none that was sent.", _FIX),
     "unknown_parameter": Words("Malformed", "A query parameter is not one of the route's.", _FIX),
     "cursor_malformed": Words("Malformed", "The cursor is not of this list or order.", "Start again without a cursor."),
     "idempotency_key_malformed": Words("Malformed", "The key is not 1 to 255 printable ASCII characters.", _FIX),
@@ -91,18 +94,33 @@ CODES = {
         "Get a token from the issuer of your application.",
     ),
     "token_expired": Words("Unauthenticated", "The token has expired.", "Get a new one."),
+    "session_ended": Words(
+        "Unauthenticated", "The codec session has expired, or is none of ours.", "Open a new one at `/codec/session`."
+    ),
     "not_allowed": Words("NotAllowed", "The caller's role does not open this route.", "-"),
-    "operator_only": Words("NotAllowed", "An operator's route; no route is one yet.", "Use an operator-scoped token."),
+    "operator_only": Words("NotAllowed", "An operator's route.", "Use an operator-scoped token."),
+    "origin_not_allowed": Words(
+        "NotAllowed",
+        "A codec session's cookie came from another origin than the Temporal web UI's, or without `Origin`.",
+        "Open the web UI at the address in `TEMPORAL_UI_URL`.",
+    ),
     "unknown_user": Words("NotAllowed", "No user here has the token's subject.", "Have the person added."),
     "user_deactivated": Words("NotAllowed", "The user is deactivated.", "Ask an operator."),
     "tenants_are_created_by_partners": Words("NotAllowed", "An operator tried to create a tenant.", "Use a partner."),
     "partner_not_active": Words("NotAllowed", "The partner is in negotiation or terminated.", "Ask an operator."),
     "partner_paused": Words("NotAllowed", "The partner is paused; its staff may read.", "Ask an operator."),
     "not_found": Words("NotFound", "It does not exist, or is not visible to the caller.", "-"),
+    "payloads_not_encrypted": Words(
+        "NotFound", "Nothing can be decoded, for `PAYLOAD_KEYS` is not set.", "Set it, or leave the codec out."
+    ),
     "conflict": Words("Conflict", "Default of the class; every conflict raised today has a code of its own.", "-"),
     "slug_taken": Words("Conflict", "A tenant has or had this slug.", "Choose another slug."),
     "domain_taken": Words("Conflict", "Another tenant holds the domain named in `domain`.", "Choose another domain."),
     "partner_limit": Words("Conflict", "The partner's limit of tenants or seats is reached.", "Ask an operator."),
+    "step_not_parked": Words(
+        "Conflict", "The step does not wait for a decision, or one is on its way.", "See its state."
+    ),
+    "not_cancelable": Words("Conflict", "The outcome of the operation stands.", "-"),
     "too_large": Words("TooLarge", "The body is larger than `MAX_BODY_BYTES`.", _FIX),
     "unsupported_media_type": Words(
         "UnsupportedMedia", "The `Content-Type` is not `application/json`, or the body is compressed.", _FIX
@@ -116,6 +134,7 @@ CODES = {
     "database_unavailable": Words("Unavailable", "MongoDB cannot be reached; in a step as well.", "Retry."),
     "database_busy": Words("Unavailable", "A transaction did not commit within 20 s.", "Retry."),
     "temporal_unavailable": Words("Unavailable", "Readiness: Temporal does not answer.", "Retry."),
+    "too_many_watchers": Words("Unavailable", "The process sends as many event streams as it can.", "Retry."),
     "issuer_unavailable": Words("Unavailable", "The issuer's keys cannot be fetched and none are known.", "Retry."),
     "operation_closed": Words("OperationClosed", "An attempt came after its operation ended.", "Nothing."),
     "attempt_outdated": Words("AttemptOutdated", "An attempt came after a newer one of its step.", "Nothing."),
@@ -127,7 +146,7 @@ CODES = {
     "vendor_warming_up": Words(
         "VendorUnavailable",
         "OCIS answered 401: it does so to good credentials in its first minute.",
-        f"{_WAIT} If it lasts, renew `OCIS_TOKEN`.",
+        f"{_WAIT} After a minute of nothing else it is `vendor_auth_failed`.",
     ),
     "vendor_rate_limited": Words("VendorRateLimited", "The vendor asks to slow down.", _WAIT),
     "not_ready_yet": Words("NotReadyYet", "A poll has not seen the end yet; no error.", _WAIT),
@@ -135,7 +154,14 @@ CODES = {
         "OutcomeUnknown", "A write was sent and its answer lost.", "Nothing: the next attempt observes first."
     ),
     "vendor_auth_failed": Words(
-        "VendorAuthFailed", "Our credential is refused.", "Operator: renew the token and restart the worker."
+        "VendorAuthFailed",
+        "Our credential is refused.",
+        "Operator: [renew it](../runbooks/credential-refused.md); the step is then tried again by itself.",
+    ),
+    "vendor_breaker_open": Words(
+        "BreakerOpen",
+        "Nothing was sent, because the vendor refused our credential before.",
+        "As for `vendor_auth_failed`.",
     ),
     "vendor_rejected": Words("VendorRejected", "The vendor refuses for good.", _LOOK),
     "vendor_forbidden": Words(
@@ -157,6 +183,17 @@ CODES = {
     "domain_gone": Words("VendorRejected", "The domain of a step is not on the tenant any more.", _LOOK),
     "user_gone": Words("VendorRejected", "The identity linked to the person is gone from Authentik.", _LOOK),
     "user_role_missing": Words("VendorRejected", "Stalwart's built-in role `User` is gone.", "Operator: restore it."),
+    "space_not_empty": Words(
+        "VendorRejected",
+        "A tenant's space that is to be removed has files in it.",
+        "Operator: decide about the files, empty or remove the space, then retry.",
+    ),
+    "still_in_use": Words(
+        "VendorRejected",
+        "What is to be removed is used by something else: a mailbox or list in a domain, an account with a role, a "
+        "subscription of a customer.",
+        "Operator: remove that in the vendor's system, then retry.",
+    ),
     "budget_spent": Words(
         "Failure",
         "The time budget ended without a recorded error; otherwise the last attempt's code stands.",
@@ -166,6 +203,14 @@ CODES = {
         "Failure",
         "A step's last attempt ended without a record, and nothing tried it again.",
         "Look in the outside system for what it had done.",
+    ),
+    "canceled": Words(
+        "Failure", "The job was canceled while the step was under way, and nothing is undone of it.", "-"
+    ),
+    "cleanup_incomplete": Words(
+        "Failure",
+        "The job was canceled, and an operator skipped the removal of something it had made.",
+        "Remove what the message names in the outside system.",
     ),
     "ended_outside": Words(
         "Failure", "The execution ended in Temporal without closing its operation.", "See who ended it, and why."

@@ -61,11 +61,12 @@ def test_every_command_and_option_is_in_the_reference() -> None:
     """A command or option that is added to `dezky` is added to its page."""
     page = (REFERENCE / "cli.md").read_text()
     # Typer carries its own copy of click, whose types it does not export.
-    group: Any = typer.main.get_command(command_line)
+    commands: Any = [("dezky", typer.main.get_command(command_line))]
     wanted: set[str] = set()
-    for name, command in group.commands.items():
-        wanted.add(f"dezky {name}")
-        wanted |= {option for each in command.params for option in each.opts if option.startswith("--")}
+    for path, command in commands:
+        wanted |= {path, *(option for each in command.params for option in each.opts if option.startswith("--"))}
+        commands += [(f"{path} {name}", each) for name, each in getattr(command, "commands", {}).items()]
+    assert len(commands) > 1
     assert sorted(each for each in wanted if each not in page) == []
 
 

@@ -1,4 +1,4 @@
-"""What a user meets around the platform: starting, resuming, stopping, taken ports, leftovers, tokens, the demo."""
+"""What a user meets around the platform: starting, resuming, stopping, taken ports, leftovers, tokens."""
 
 from __future__ import annotations
 
@@ -38,14 +38,6 @@ def _is_zombie(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def test_the_demo_checks_its_claims(platform: Platform) -> None:
-    """`dezky demo` ends with an active tenant and finds every claim to hold."""
-    done = platform.run("demo")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "completed: 14 of 14 steps" in done.stdout
-    assert " NO " not in done.stdout
 
 
 def test_status_is_plain_and_complete(platform: Platform) -> None:
@@ -178,7 +170,7 @@ def test_the_environment_of_up_reaches_the_product(tmp_path: Path) -> None:
         assert http.post("/tenants", json=order("dark"), headers={"Prefer": "wait=30"}).status_code == 200
         assert http.get("/tenants/dark").json()["provisioningStatus"]["stripe"] == "disabled"
         assert dark.objects("stripe") == {"products": [], "prices": [], "customers": [], "subscriptions": []}
-        done = dark.run("demo")
+        done = dark.run("demo", "--quick")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "stripe: Nothing" in done.stdout
 

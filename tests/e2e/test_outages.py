@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.census import census, not_exactly_one
 from tests.support.platform import Platform, eventually, order
 
 pytestmark = pytest.mark.e2e
+
+# The worker's metrics are served at this distance from the base of the ports.
+WORKER_METRICS = 6
 
 
 def _tenant(platform: Platform, slug: str) -> dict[str, Any]:
@@ -52,27 +56,42 @@ def test_an_outage_of_one_vendor_holds_up_only_its_branch(platform: Platform) ->
     assert not_exactly_one(census(platform, healed)) == {}
 
 
-def test_a_refusal_ends_the_operation_and_names_the_step(platform: Platform) -> None:
-    """What a vendor refuses for good fails the operation at that step; the other branches still go to their end."""
+def test_a_refusal_waits_for_an_operator(platform: Platform) -> None:
+    """What a vendor refuses for good parks that step alone, alerts people at once, and goes on when it is retried."""
     slug = "refused-ocis"
     refusal = '{"error":{"code":"accessDenied","message":"no"}}'
-    platform.inject(
+    fault = platform.inject(
         "ocis", "status", times=None, status=403, body=refusal, content_type="application/json",
         contains=[f"tenant/{slug}/", "/ocis.space."],
     )  # fmt: skip
     operation_id = _submit(platform, slug)
 
-    def closed() -> dict[str, Any] | None:
-        with platform.api("operator") as http:
-            operation: dict[str, Any] = http.get(f"/operations/{operation_id}").json()
-        return operation if operation["closedAt"] else None
+    def waiting() -> dict[str, Any] | None:
+        tenant = _tenant(platform, slug)
+        others = {tenant["provisioningStatus"][system] for system in ("authentik", "stalwart", "stripe")}
+        return tenant if others == {"ok"} and tenant["operation"]["state"] == "needsOperator" else None
 
-    operation = eventually("the operation is closed", closed)
-    assert (operation["state"], operation["error"]["step"]) == ("failed", "ocis.space")
-    tenant = _tenant(platform, slug)
+    tenant = eventually("all but one step is done", waiting)
     assert tenant["status"] == "pending"
-    assert tenant["provisioningStatus"] == {"authentik": "ok", "stalwart": "ok", "ocis": "error", "stripe": "ok"}
-    assert tenant["provisioningErrors"]["ocis"]["nextRetryAt"] is None
+    error = tenant["provisioningErrors"]["ocis"]
+    assert error["nextRetryAt"] is None
+    assert "waits for an operator" in error["message"]
+    assert "operation_needs_operator" in platform.log("worker")
+    eventually("it is counted", lambda: _waiting_operations(platform) == 1)
+    platform.release("ocis", fault)
+    with platform.api("operator") as http:
+        answer = http.post(f"/operations/{operation_id}/steps/ocis.space/retry", headers={"Prefer": "wait=30"})
+    assert (answer.status_code, answer.json()["state"]) == (200, "completed"), answer.text
+    assert not_exactly_one(census(platform, _tenant(platform, slug))) == {}
+    eventually("it is not counted any more", lambda: _waiting_operations(platform) == 0)
+
+
+def _waiting_operations(platform: Platform) -> int | None:
+    """Return how many operations wait for people, by the worker's metrics."""
+    url = f"http://127.0.0.1:{platform.port_base + WORKER_METRICS}/metrics"
+    lines = httpx.get(url, timeout=5, trust_env=False).text.splitlines()
+    found = [line for line in lines if line.startswith("dezky_operations_open") and 'state="needsOperator"' in line]
+    return int(float(found[0].rsplit(" ", 1)[1])) if found else None
 
 
 @pytest.mark.parametrize("victim", ["temporal", "mongo", "api", "worker", "standin-stalwart"])

@@ -65,10 +65,20 @@ CALLS: dict[str, tuple[bool, Callable[[AuthentikClient], Awaitable[object]]]] = 
     "create_user": (True, lambda client: client.create_user(SPEC)),
     "set_user_active": (True, lambda client: client.set_user_active(4, False)),
     "add_user_to_group": (True, lambda client: client.add_user_to_group(GROUP_PK, 4)),
+    "remove_user_from_group": (True, lambda client: client.remove_user_from_group(GROUP_PK, 4)),
+    "delete_group": (True, lambda client: client.delete_group(GROUP_PK)),
+    "delete_user": (True, lambda client: client.delete_user(4)),
 }
 EVERY_CALL = pytest.mark.parametrize("name", CALLS)
 WRITES = [name for name, (write, _) in CALLS.items() if write]
 READS = [name for name, (write, _) in CALLS.items() if not write]
+REMOVALS = {
+    "remove_user_from_group": ("POST", f"/api/v3/core/groups/{GROUP_PK}/remove_user/"),
+    "delete_group": ("DELETE", f"/api/v3/core/groups/{GROUP_PK}/"),
+    "delete_user": ("DELETE", "/api/v3/core/users/4/"),
+}
+# Nothing in their answers is read.
+BODILESS = {*REMOVALS, "add_user_to_group"}
 
 
 async def fail(name: str, *answers: httpx.Response | Exception) -> VendorError:
@@ -193,6 +203,17 @@ async def test_add_user_to_group() -> None:
     assert vendor.last.url.raw_path == b"/api/v3/core/groups/..%2Fusers/add_user/"
 
 
+@pytest.mark.parametrize(("name", "method", "path"), [(name, *where) for name, where in REMOVALS.items()])
+async def test_removal(name: str, method: str, path: str) -> None:
+    """What is to be removed may be gone already; a 404 that does not come from the API says nothing about that."""
+    for given in (answer(204), answer(404, {"detail": "No Group matches the given query."})):
+        vendor = ScriptedVendor(given)
+        async with vendor.http() as http:
+            await CALLS[name][1](AuthentikClient(http))
+        assert (vendor.last.method, vendor.last.url.path) == (method, path)
+    assert (await fail(name, httpx.Response(404, html="<html>"))).code == "vendor_not_found"
+
+
 @EVERY_CALL
 async def test_refused_credential(name: str) -> None:
     """Only the invalid-token detail says that our credential is bad."""
@@ -273,7 +294,7 @@ async def test_answer_lost(name: str) -> None:
     assert type(await fail(name, ANSWER_LOST[-1])) is expected
 
 
-@pytest.mark.parametrize("name", sorted(set(CALLS) - {"add_user_to_group"}))
+@pytest.mark.parametrize("name", sorted(set(CALLS) - BODILESS))
 async def test_body_that_is_not_understood(name: str) -> None:
     """A proxy's page with status 200 is no answer."""
     expected = OutcomeUnknown if name in WRITES else VendorUnavailable

@@ -18,7 +18,7 @@ from domain.errors import (
     VendorRejected,
     VendorUnavailable,
 )
-from integrations.stalwart import DkimKey, DnsRecord, Domain, Mailbox, MailboxSpec, Role, RoleSpec, StalwartClient
+from integrations.stalwart import DkimKey, DnsRecord, Domain, Link, Mailbox, MailboxSpec, Role, RoleSpec, StalwartClient
 from tests.support.vendor import ANSWER_LOST, NOTHING_SENT, ScriptedVendor, answer
 
 pytestmark = pytest.mark.asyncio
@@ -85,11 +85,20 @@ CALLS: dict[str, tuple[bool, Callable[[StalwartClient], Awaitable[object]]]] = {
     "create_domain": (True, lambda client: client.create_domain("example.org", "op-1")),
     "create_role": (True, lambda client: client.create_role(RoleSpec(description="tenant-acme"))),
     "destroy_role": (True, lambda client: client.destroy_role("h")),
+    "destroy_domain": (True, lambda client: client.destroy_domain("h")),
+    "destroy_dkim_key": (True, lambda client: client.destroy_dkim_key("h")),
+    "destroy_mailbox": (True, lambda client: client.destroy_mailbox("h")),
     "create_mailbox": (True, lambda client: client.create_mailbox(MAILBOX)),
 }
 EVERY_METHOD = pytest.mark.parametrize("name", CALLS)
 WRITES = [name for name, (write, _) in CALLS.items() if write]
 CREATES = ["create_domain", "create_role", "create_mailbox"]
+DESTROYS = {
+    "destroy_role": "Role",
+    "destroy_domain": "Domain",
+    "destroy_dkim_key": "DkimSignature",
+    "destroy_mailbox": "Account",
+}
 
 
 async def ask(name: str, vendor: ScriptedVendor) -> object:
@@ -316,23 +325,45 @@ async def test_create_role_with_members() -> None:
     assert sent["disabledPermissions"] == {"jmapPrincipalGet": True}
 
 
-@pytest.mark.parametrize(
-    ("result", "gone"),
-    [
-        ({"destroyed": ["h"]}, True),
-        ({"notDestroyed": {"h": {"type": "notFound"}}}, True),
-        ({"notDestroyed": {"h": {"type": "objectIsLinked", "linkedObjects": [{"object": "x", "id": "a"}]}}}, False),
-    ],
-)
-async def test_destroy_role(result: dict[str, Any], gone: bool) -> None:
-    """An absent role is a success, a linked one is left alone."""
-    assert await ask("destroy_role", ScriptedVendor(set_answer(result))) is gone
+@pytest.mark.parametrize(("name", "kind"), DESTROYS.items())
+@pytest.mark.parametrize("result", [{"destroyed": ["h"]}, {"notDestroyed": {"h": {"type": "notFound"}}}])
+async def test_destroy(name: str, kind: str, result: dict[str, Any]) -> None:
+    """A destroy names one object, and an absent one is a success."""
+    vendor = ScriptedVendor(set_answer(result))
+    assert await ask(name, vendor) == []
+    assert vendor.body["methodCalls"] == [[f"x:{kind}/set", {"destroy": ["h"]}, "c0"]]
 
 
-async def test_destroy_role_refused() -> None:
+async def test_destroy_linked() -> None:
+    """What keeps an object is named, with or without the prefix of its kind; unnamed it is a refusal, not a success."""
+    links = [{"object": "x:Account", "id": "a"}, {"object": "Role", "id": "b"}]
+    linked = set_answer({"notDestroyed": {"h": {"type": "objectIsLinked", "linkedObjects": links}}})
+    assert await ask("destroy_role", ScriptedVendor(linked)) == [
+        Link(kind="Account", id="a"),
+        Link(kind="Role", id="b"),
+    ]
+    for problem in ({"type": "objectIsLinked"}, {"type": "objectIsLinked", "linkedObjects": []}):
+        error = await fail("destroy_role", set_answer({"notDestroyed": {"h": problem}}))
+        assert (type(error), error.code) == (VendorRejected, "stalwart_object_is_linked")
+
+
+@pytest.mark.parametrize("name", DESTROYS)
+async def test_destroy_refused(name: str) -> None:
     """Any other refusal is final."""
-    error = await fail("destroy_role", set_answer({"notDestroyed": {"h": {"type": "forbidden"}}}))
+    error = await fail(name, set_answer({"notDestroyed": {"h": {"type": "forbidden"}}}))
     assert (type(error), error.code) == (VendorRejected, "vendor_forbidden")
+
+
+async def test_any_exists() -> None:
+    """Each object is asked for by its own kind, until one is there."""
+    links = [Link(kind="Account", id="a"), Link(kind="Role", id="h"), Link(kind="Role", id="k")]
+    registry = Store({"id": "h"})
+    async with ScriptedVendor(registry).http() as http:
+        client = StalwartClient(http)
+        assert await client.any_exists(links)
+        assert not await client.any_exists([links[0], links[2]])
+        assert not await client.any_exists([])
+    assert [method for method, _ in registry.calls] == ["x:Account/get", "x:Role/get", "x:Account/get", "x:Role/get"]
 
 
 @pytest.mark.parametrize("name", CREATES)

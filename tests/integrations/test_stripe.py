@@ -127,10 +127,11 @@ CALLS: dict[str, tuple[bool, Callable[[StripeBilling], Awaitable[object]]]] = {
     "create_product": (True, lambda billing: billing.create_product(PRODUCT)),
     "create_price": (True, lambda billing: billing.create_price(PRICE, "k1")),
     "create_subscription": (True, lambda billing: billing.create_subscription(SUBSCRIPTION, "k1")),
+    "cancel_subscription": (True, lambda billing: billing.cancel_subscription("sub_1")),
 }
 EVERY_CALL = pytest.mark.parametrize("name", CALLS)
 WRITES = [name for name, (write, _) in CALLS.items() if write]
-MISSING_IS_FINE = {"retrieve_customer", "find_product", "delete_customer"}
+MISSING_IS_FINE = {"retrieve_customer", "find_product", "delete_customer", "cancel_subscription"}
 
 
 def billing_of(vendor: ScriptedVendor) -> StripeBilling:
@@ -313,6 +314,13 @@ async def test_create_subscription() -> None:
     assert (sent["items[0][price]"], sent["items[0][quantity]"]) == ("price_1", "3")
 
 
+async def test_cancel_subscription() -> None:
+    """Canceling asks for neither credit nor invoice, and one that has ended is as good as canceled."""
+    _, vendor = await ask("cancel_subscription", answer(200, subscription(status="canceled")))
+    assert (vendor.last.method, str(vendor.last.url)) == ("DELETE", "https://stripe.example/v1/subscriptions/sub_1")
+    await ask("cancel_subscription", refusal(404, "resource_missing"))
+
+
 async def test_correlation_id_is_sent() -> None:
     """Stripe too gets the id of the attempt."""
     correlation_id.set("op-1")
@@ -397,7 +405,7 @@ async def test_no_usable_answer(name: str, given: httpx.Response) -> None:
     assert type(await fail(name, given)) is expected
 
 
-@pytest.mark.parametrize("name", sorted(set(CALLS) - {"check", "delete_customer"}))
+@pytest.mark.parametrize("name", sorted(set(CALLS) - {"check", "delete_customer", "cancel_subscription"}))
 @pytest.mark.parametrize("body", [{}, [], 7, {"id": 7, "object": "thing", "items": 7}])
 async def test_answer_of_another_shape(name: str, body: object) -> None:
     """JSON that is not what was asked for is no answer."""

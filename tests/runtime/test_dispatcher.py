@@ -13,7 +13,6 @@ from temporalio import workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
@@ -25,11 +24,13 @@ from domain.provisioning import RetryProfile
 from domain.tenants import SystemFailure, SystemStatus
 from runtime import dispatcher as dispatching
 from runtime.clock import utcnow
+from runtime.codec import build_data_converter
 from runtime.dispatcher import Dispatcher
 from runtime.search_attributes import ensure_search_attributes
 from runtime.wiring import Store, build_recorder
 from sandbox.stack.layout import find_binary
 from tests.store.builders import LONG_AGO, build_operation, build_tenant, keep
+from tests.support.keys import key_ring
 
 ELSEWHERE = "stand-in-for-a-job"
 
@@ -50,7 +51,7 @@ class Ending:
 async def temporal() -> AsyncIterator[Client]:
     """A real Temporal that nobody works for."""
     server = await WorkflowEnvironment.start_local(
-        dev_server_existing_path=str(find_binary("temporal")), data_converter=pydantic_data_converter
+        dev_server_existing_path=str(find_binary("temporal")), data_converter=build_data_converter(key_ring("tests"))
     )
     async with server:
         await ensure_search_attributes(server.client)

@@ -14,7 +14,6 @@ import pytest_asyncio
 from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.common import RetryPolicy
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.testing import ActivityEnvironment, WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -30,17 +29,19 @@ from domain.errors import (
     VendorUnavailable,
 )
 from domain.operations import Acting, Fence, StepState
-from domain.provisioning import StepResult
+from domain.provisioning import RetryProfile, StepResult
 from domain.tenants import SystemStatus
 from integrations import call_context
 from runtime.clock import utcnow
+from runtime.codec import build_data_converter
 from runtime.interceptors import MARGIN, StepInterceptor
 from runtime.recorder import Recorder
 from runtime.search_attributes import ensure_search_attributes
 from runtime.steps import current_step
-from runtime.wiring import Store, Vendors
+from runtime.wiring import Store, Vendors, build_breakers
 from sandbox.stack.layout import find_binary
 from tests.activities.jobs import START_TO_CLOSE, Job, open_job
+from tests.support.keys import key_ring
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -430,7 +431,7 @@ class Recorded(Recorder):
 async def temporal() -> AsyncIterator[Client]:
     """A client of a real server."""
     environment = await WorkflowEnvironment.start_local(
-        dev_server_existing_path=str(find_binary("temporal")), data_converter=pydantic_data_converter
+        dev_server_existing_path=str(find_binary("temporal")), data_converter=build_data_converter(key_ring("tests"))
     )
     async with environment:
         await ensure_search_attributes(environment.client)
@@ -445,6 +446,7 @@ class Run:
         self._job = job
         self._bodies = bodies
         self.recorder = Recorded(store)
+        self._breakers = build_breakers(store, RetryProfile.FAST)
         self.scheduled: list[datetime] = []
 
     @contextlib.asynccontextmanager
@@ -455,7 +457,7 @@ class Run:
             task_queue=QUEUE,
             workflows=[OneStep],
             activities=[self._attempt],
-            interceptors=[StepInterceptor(self.recorder)],
+            interceptors=[StepInterceptor(self.recorder, self._breakers)],
             workflow_runner=UnsandboxedWorkflowRunner(),
             max_heartbeat_throttle_interval=timedelta(milliseconds=50),
             default_heartbeat_throttle_interval=timedelta(milliseconds=50),

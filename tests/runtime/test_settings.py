@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from domain.provisioning import RetryProfile
 from runtime.settings import Settings
+from sandbox.stack.stack import PAYLOAD_KEYS
+from tests.support.keys import payload_keys
 
 PRODUCTION = {
     "ENVIRONMENT": "production",
@@ -23,6 +25,7 @@ PRODUCTION = {
     "OCIS_URL": "https://files.example.org",
     "OCIS_TOKEN": "oc-s3cret",
     "STRIPE_API_KEY": "sk-s3cret",
+    "PAYLOAD_KEYS": payload_keys("2026-11", "2026-05"),
     "MONGO_URL": "mongodb://dezky:db-s3cret@mongo.example.org",
     "TRUSTED_PROXIES": "10.0.0.0/8, ::1",
 }
@@ -53,6 +56,8 @@ def test_a_good_environment_is_read(read: Any) -> None:
     assert settings.trusted_proxies == ["10.0.0.0/8", "::1"]
     assert settings.stalwart.token.get_secret_value() == "sw-s3cret"
     assert settings.operation_profile is RetryProfile.PRODUCTION
+    assert settings.key_ring is not None
+    assert settings.key_ring.current == "2026-11"
 
 
 REFUSED = [
@@ -63,6 +68,12 @@ REFUSED = [
     ({"STRIPE_API_KEY": None}, "BILLING_STRIPE_ENABLED needs STRIPE_API_KEY"),
     ({"DOMAIN_PROOF": "assume"}, "DOMAIN_PROOF=assume is for development"),
     ({"OPERATION_PROFILE": "fast"}, "OPERATION_PROFILE must be production"),
+    ({"PAYLOAD_KEYS": None}, "PAYLOAD_KEYS is needed"),
+    ({"PAYLOAD_KEYS": PAYLOAD_KEYS}, "PAYLOAD_KEYS holds a development key"),
+    ({"PAYLOAD_KEYS": f"2026-11:{PAYLOAD_KEYS.partition(':')[2]}"}, "PAYLOAD_KEYS holds a development key"),
+    ({"PAYLOAD_KEYS": f"{payload_keys('2026-11')},{PAYLOAD_KEYS}"}, "PAYLOAD_KEYS holds a development key"),
+    ({"PAYLOAD_KEYS": "2026-11:s3cret"}, "key 1 is not an id"),
+    ({"PAYLOAD_KEYS": ""}, "key 1 is not an id"),
     ({"AUTHENTIK_AUDIENCE": "dezky-portal"}, "paired by position"),
     ({"AUTHENTIK_ISSUER": ""}, "paired by position"),
     ({"AUTHENTIK_ISSUER": "", "AUTHENTIK_AUDIENCE": " , "}, "paired by position"),
@@ -84,7 +95,8 @@ def test_what_is_unfit_for_production_is_refused(read: Any, changes: dict[str, s
 @pytest.mark.parametrize("environment", ["development", "test", "staging"])
 def test_elsewhere_development_secrets_are_fine(read: Any, environment: str) -> None:
     """Only production insists."""
-    changes = {"OCIS_TOKEN": "dev-token", "DOMAIN_PROOF": "assume", "OPERATION_PROFILE": "fast", "STRIPE_API_KEY": None}
+    absent = dict.fromkeys(("STRIPE_API_KEY", "PAYLOAD_KEYS"))
+    changes = {"OCIS_TOKEN": "dev-token", "DOMAIN_PROOF": "assume", "OPERATION_PROFILE": "fast", **absent}
     assert read(ENVIRONMENT=environment, **changes).domain_proof == "assume"
 
 

@@ -33,9 +33,17 @@ PASSWORD = "correct horse battery staple"
 Body = dict[str, Any]
 
 
-def connect(state: State, token: str = TOKEN, dkim_delay_seconds: float = 0) -> httpx.AsyncClient:
+def connect(
+    state: State, token: str = TOKEN, dkim_delay_seconds: float = 0, erase_delay_seconds: float = 0
+) -> httpx.AsyncClient:
     """Return a client of a stand-in on this state."""
-    app = create_app(state, public_url=URL, token=TOKEN, dkim_delay_seconds=dkim_delay_seconds)
+    app = create_app(
+        state,
+        public_url=URL,
+        token=TOKEN,
+        dkim_delay_seconds=dkim_delay_seconds,
+        erase_delay_seconds=erase_delay_seconds,
+    )
     headers = {"Authorization": f"Bearer {token}"}
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=URL, headers=headers)
 
@@ -372,6 +380,35 @@ async def test_a_domain_goes_last(client: httpx.AsyncClient) -> None:
     assert again["notDestroyed"][domain]["type"] == "notFound"
 
 
+async def test_a_destroyed_account_lets_go_later(tmp_path: Path) -> None:
+    """Its address is free at once; domain and role are held until its mail is erased, also over a restart."""
+    path = tmp_path / "stalwart.sqlite"
+    state = State(path)
+    async with connect(state, erase_delay_seconds=3600) as client:
+        domain = await new_domain(client)
+        role = await created(client, "x:Role", description="dezky acme")
+        account = await created(client, "x:Account", **user(domain, roles={"@type": "Custom", "roleIds": {role: True}}))
+        assert (await call(client, "x:Account/set", destroy=[account]))["destroyed"] == [account]
+        assert (await call(client, "x:Account/get", ids=[account]))["notFound"] == [account]
+        for kind, held in (("x:Domain", domain), ("x:Role", role)):
+            error = (await call(client, f"{kind}/set", destroy=[held]))["notDestroyed"][held]
+            assert error["linkedObjects"] == [{"object": "x:Account", "id": account}]
+        again = await created(client, "x:Account", **user(domain))
+        objects = (await client.get("/_sandbox/objects")).json()
+        assert [row["id"] for row in objects["accounts"]] == [again]
+        assert [row["id"] for row in objects["accountErasures"]] == [account]
+        await call(client, "x:Account/set", destroy=[again])
+    state.close()
+    state = State(path)
+    erasures = state.table("account_erasures")
+    for row in erasures:
+        erasures.put(row["id"], {**row, "dueAt": 0})
+    async with connect(state) as client:
+        assert (await call(client, "x:Domain/set", destroy=[domain]))["destroyed"] == [domain]
+        assert (await call(client, "x:Role/set", destroy=[role]))["destroyed"] == [role]
+    state.close()
+
+
 async def test_a_user_is_normalised_and_keeps_secrets(client: httpx.AsyncClient) -> None:
     """The name becomes a local part, the password is masked, hashed and not in the stored object."""
     domain = await new_domain(client)
@@ -598,4 +635,4 @@ async def test_everything_outlives_the_process(tmp_path: Path) -> None:
         assert (await client.get("/_sandbox/objects")).json() == before
         assert await new_domain(client, "other.test") == "c"
     state.close()
-    assert before.keys() == {"domains", "accounts", "roles", "dkimSignatures"}
+    assert before.keys() == {"domains", "accounts", "roles", "dkimSignatures", "accountErasures"}

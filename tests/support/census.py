@@ -62,3 +62,38 @@ def doubled_catalog(platform: Platform) -> list[str]:
     names = [row["metadata"].get("dezkyPrice", "") for row in stripe["products"]]
     names += [f"{row['metadata'].get('dezkyPrice')}:{row['currency']}" for row in stripe["prices"]]
     return sorted({name for name in names if names.count(name) > 1})
+
+
+def leftovers(platform: Platform, tenant: dict[str, Any], admin_email: str | None = None) -> dict[str, list[Any]]:
+    """Return what is left of a canceled tenant at the vendors, by kind.
+
+    A deleted customer, a canceled subscription and the catalog's product and price are no leftovers.
+    """
+    slug, tenant_id = tenant["slug"], tenant["id"]
+    authentik, stalwart, ocis, stripe = (
+        platform.objects(vendor) for vendor in ("authentik", "stalwart", "ocis", "stripe")
+    )
+    marker = tenant_marker(slug)
+    domains = {f"{slug}.example"}
+    found = {
+        "authentik group": [row["name"] for row in authentik["groups"] if row["name"] == tenant_group(slug)],
+        "authentik user": [row["username"] for row in authentik["users"] if row["username"] == admin_email],
+        "stalwart role": [row["id"] for row in stalwart["roles"] if marker in (row["description"] or "")],
+        "stalwart domain": [row["name"] for row in stalwart["domains"] if row["name"] in domains],
+        "stalwart mailbox": [
+            row["id"] for row in stalwart["accounts"] if row.get("emailAddress", "").rpartition("@")[2] in domains
+        ],
+        "ocis group": [row["displayName"] for row in ocis["groups"] if row["displayName"] == tenant_group(slug)],
+        "ocis space": [row["id"] for row in ocis["spaces"] if row["driveAlias"] == drive_alias(slug)],
+        "stripe customer": [
+            row["id"]
+            for row in stripe["customers"]
+            if row.get("metadata", {}).get("dezkyTenantId") == tenant_id and not row.get("deleted")
+        ],
+        "stripe subscription": [
+            row["id"]
+            for row in stripe["subscriptions"]
+            if row["metadata"].get("dezkyTenantId") == tenant_id and row["status"] != "canceled"
+        ],
+    }
+    return {kind: rows for kind, rows in found.items() if rows}

@@ -16,6 +16,7 @@ import httpx
 import psutil
 
 from sandbox.stack.children import die_with_parent
+from sandbox.stack.layout import find_binary
 
 PATIENCE_SECONDS = 90.0
 LOOK_EVERY_SECONDS = 0.05
@@ -119,6 +120,15 @@ class Platform:
         os.kill(pid, signal.SIGKILL)
         eventually(f"{name} is gone", lambda: not psutil.pid_exists(pid) or self.children().get(name) != pid)
         return pid
+
+    def freeze(self, name: str) -> None:
+        """Stop a child in its tracks, as a host that hangs would; a kill ends it."""
+        os.kill(self.children()[name], signal.SIGSTOP)
+
+    def temporal(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of Temporal's own CLI."""
+        command = [str(find_binary("temporal")), *arguments, "--address", self.facts["temporal"]]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `dezky` command to its end."""

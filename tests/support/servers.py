@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from pymongo import MongoClient
@@ -101,9 +101,9 @@ def running_mongod(directory: Path) -> Iterator[Mongod]:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
+async def serving(app: Any, lifespan: Literal["on", "off"] = "on") -> AsyncIterator[str]:
     """Serve an ASGI application on a free port of this process, and give its URL."""
-    config = uvicorn.Config(app, host=HOST, port=free_port(), log_config=None, lifespan="on", http="h11", ws="none")
+    config = uvicorn.Config(app, host=HOST, port=free_port(), log_config=None, lifespan=lifespan, http="h11", ws="none")
     server = uvicorn.Server(config)
     with contextlib.closing(config.bind_socket()) as listener:
         task = asyncio.create_task(server.serve(sockets=[listener]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,15 +21,20 @@ from activities.stalwart import StalwartActivities
 from activities.stripe import StripeActivities
 from domain.errors import ControlPlaneError
 from domain.ids import step_of_activity, tenant_lock, workflow_id
+from domain.operations import DecisionAction, StepState, object_of
 from domain.provisioning import (
+    UNDOABLE,
     CloseRequest,
+    DecisionRequest,
     OperationRequest,
     OutcomeRequest,
     ProvisionPlan,
     RetryProfile,
     Settlement,
     SpaceResult,
+    StepRecord,
     TenantRequest,
+    UndoPlan,
 )
 from runtime.clock import new_id
 from runtime.failures import to_application_error
@@ -45,6 +50,26 @@ CLASSES: dict[str, type] = {
 DOMAIN = "acme.example"
 PLAN = ProvisionPlan(domains=[DOMAIN], mailbox_domain=DOMAIN, billing_enabled=True)
 BLIND = timedelta(milliseconds=100)
+MAIL_DOMAIN = f"stalwart.domain.{DOMAIN}"
+DKIM = f"stalwart.dkim.{DOMAIN}"
+# The steps that need a step, directly or not.
+NEEDED_BY: dict[str, set[str]] = {
+    "authentik.group": {"authentik.member"},
+    "authentik.user": {"authentik.member"},
+    "authentik.member": set(),
+    "stalwart.role": {"stalwart.mailbox"},
+    MAIL_DOMAIN: {DKIM, "stalwart.mailbox"},
+    DKIM: {"stalwart.mailbox"},
+    "stalwart.mailbox": set(),
+    "ocis.group": {"ocis.member"},
+    "ocis.space": {"ocis.member"},
+    "ocis.member": set(),
+    "stripe.customer": {"stripe.subscription"},
+    "stripe.product": {"stripe.price", "stripe.subscription"},
+    "stripe.price": {"stripe.subscription"},
+    "stripe.subscription": set(),
+}
+STEPS = set(NEEDED_BY)
 
 
 @dataclass
@@ -65,7 +90,14 @@ class Script:
     begun: dict[str, datetime] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
+    # States that the workflow gave to steps, in its order.
+    recorded: list[StepRecord] = field(default_factory=list)
+    # For how long a canceled run is told to wait before it undoes anything.
+    undo_waits: list[timedelta] = field(default_factory=list)
+    canceled_before_outcome: bool = False
     outcome: OutcomeRequest | None = None
+    abandoned: OutcomeRequest | None = None
+    undo_planned_at: datetime | None = None
     settled_at: datetime | None = None
     closes: list[tuple[CloseRequest, datetime, datetime | None]] = field(default_factory=list)
 
@@ -92,11 +124,30 @@ class Script:
 
     def record_outcome(self, request: OutcomeRequest) -> Settlement:
         """Keep the outcome and say what has to settle."""
+        if self.canceled_before_outcome:
+            return Settlement(canceled=True)
         self.outcome = request
         now = activity.info().scheduled_time
         self.settled_at = now + self.unsettled if self.unsettled is not None else None
         seconds = self.unsettled.total_seconds() if self.unsettled is not None else 0.0
         return Settlement(unsettled_seconds=seconds, repeated=list(self.repeated))
+
+    def plan_undoing(self) -> UndoPlan:
+        """Say what is to be undone, and how long to wait before."""
+        wait = self.undo_waits.pop(0) if self.undo_waits else timedelta(0)
+        self.undo_planned_at = activity.info().scheduled_time
+        tried = [name for name in self.plan.steps if name in self.begun and object_of(name) in UNDOABLE]
+        return UndoPlan(unsettled_seconds=wait.total_seconds(), steps=tried)
+
+    @property
+    def waiting(self) -> set[str]:
+        """The steps whose last given state is parked."""
+        last = {name: record.state for record in self.recorded for name in record.steps}
+        return {name for name, state in last.items() if state is StepState.PARKED}
+
+    def states(self, name: str) -> list[str]:
+        """Return the states that the workflow gave to a step, in turn."""
+        return [record.state.value for record in self.recorded if name in record.steps]
 
     def close(self, request: CloseRequest) -> float:
         """Keep the close, and refuse it for as long as the script says."""
@@ -148,21 +199,37 @@ class Stage:
         await (await self.start(script)).result()
         return script
 
+    async def parked(self, script: Script, *steps: str) -> None:
+        """Return once exactly these steps wait for a decision."""
+        while script.waiting != set(steps):
+            await self.moment()
+
+    async def decide(self, handle: WorkflowHandle[Any, None], action: DecisionAction, *steps: str) -> None:
+        """Send a decision to a run."""
+        await handle.execute_update(action.value, DecisionRequest(steps=list(steps)))
+
     async def moment(self) -> None:
         """Let a moment of real time pass, for a loop that waits for what activities do."""
         await asyncio.sleep(0.01)
 
     @contextlib.asynccontextmanager
-    async def working(self) -> AsyncIterator[Stage]:
+    async def working(self, workflows: Sequence[type] = WORKFLOWS) -> AsyncIterator[Stage]:
         """Serve all queues for the length of the block."""
-        platform: list[Callable[..., Any]] = [self._plan, self._outcome, self._close]
+        platform: list[Callable[..., Any]] = [
+            self._plan,
+            self._record,
+            self._plan_undoing,
+            self._outcome,
+            self._abandoned,
+            self._close,
+        ]
         queues = {PLATFORM_QUEUE: platform, **{queue: self._mocks(each) for queue, each in CLASSES.items()}}
         async with contextlib.AsyncExitStack() as running:
             for queue, activities in queues.items():
                 worker = Worker(
                     self._client,
                     task_queue=queue,
-                    workflows=WORKFLOWS if queue == PLATFORM_QUEUE else [],
+                    workflows=workflows if queue == PLATFORM_QUEUE else [],
                     activities=activities,
                     workflow_runner=workflow_runner(),
                     max_heartbeat_throttle_interval=BLIND,
@@ -172,8 +239,7 @@ class Stage:
             yield self
 
     def _mocks(self, of: type) -> list[Callable[..., Any]]:
-        names = [_name_of(method) for _, method in inspect.getmembers(of, inspect.isfunction)]
-        return [self._mock(name) for name in names if name is not None]
+        return [self._mock(name) for name in activity_names(of)]
 
     def _mock(self, name: str) -> Callable[..., Any]:
         @activity.defn(name=name)
@@ -190,6 +256,18 @@ class Stage:
     async def _outcome(self, request: OutcomeRequest) -> Settlement:
         return self._script().record_outcome(request)
 
+    @activity.defn(name="record_step")
+    async def _record(self, request: StepRecord) -> None:
+        self._script().recorded.append(request)
+
+    @activity.defn(name="plan_undoing")
+    async def _plan_undoing(self, _request: TenantRequest) -> UndoPlan:
+        return self._script().plan_undoing()
+
+    @activity.defn(name="record_tenant_abandoned")
+    async def _abandoned(self, request: OutcomeRequest) -> None:
+        self._script().abandoned = request
+
     @activity.defn(name="close_operation")
     async def _close(self, request: CloseRequest) -> float:
         return self._script().close(request)
@@ -200,9 +278,11 @@ class Stage:
         return self._scripts[identifier]
 
 
-def _name_of(method: Callable[..., Any]) -> str | None:
-    definition = activity._Definition.from_callable(method)
-    return definition.name if definition is not None else None
+def activity_names(of: type) -> list[str]:
+    """Return the names of the activities of a class."""
+    methods = [method for _, method in inspect.getmembers(of, inspect.isfunction)]
+    definitions = [activity._Definition.from_callable(method) for method in methods]
+    return [each.name for each in definitions if each is not None and each.name is not None]
 
 
 async def until_cancelled(*, finish_anyway: bool = False) -> None:
