@@ -17,6 +17,7 @@ import httpx
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from pydantic import Field
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -82,7 +83,8 @@ _PAGE_HEADERS = {
 class CodecPayloads(Payload):
     """Temporal's payloads in protobuf's JSON form: `{metadata{name: base64}, data: base64}`."""
 
-    payloads: list[dict[str, Any]]
+    # The CLI leaves an empty list out, as protobuf's JSON form does, and asks so about a failure without details.
+    payloads: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class CodecSession(Model):

@@ -59,10 +59,11 @@ def through_codec(platform: Platform, *authorization: str) -> list[str]:
 def job(platform: Platform) -> Job:
     """A job in whose course vendors said more than they should."""
     said = json.dumps({"error": {"code": "accessDenied", "message": f"{WORDS} {EMAIL}"}})
-    mine, answer = [f"tenant/{SLUG}/"], {"body": said, "content_type": "application/json"}
-    platform.inject("ocis", "delay", delaySeconds=2, method="POST", contains=mine)
-    platform.inject("ocis", "status", times=1, status=503, method="POST", path="/drives", contains=mine, **answer)
-    platform.inject("ocis", "status", times=None, status=403, method="POST", path="/drives", contains=mine, **answer)
+    group, space = [f"tenant/{SLUG}/", "/ocis.group."], [f"tenant/{SLUG}/", "/ocis.space."]
+    answer = {"body": said, "content_type": "application/json"}
+    platform.inject("ocis", "delay", delaySeconds=2, method="POST", contains=group)
+    platform.inject("ocis", "status", times=1, status=503, method="POST", contains=space, **answer)
+    platform.inject("ocis", "status", times=None, status=403, method="POST", contains=space, **answer)
     with platform.api() as http:
         operation_id = http.post("/tenants", json=order(SLUG)).raise_for_status().json()["id"]
 
@@ -150,3 +151,29 @@ def test_the_web_ui_asks_the_api(platform: Platform) -> None:
     asked = {"Origin": platform.facts["temporalUi"], "Access-Control-Request-Method": "POST"}
     granted = httpx.options(f"{endpoint}/decode", headers=asked, trust_env=False)
     assert granted.headers["Access-Control-Allow-Origin"] == platform.facts["temporalUi"]
+
+
+def test_it_describes_a_run_that_fails(platform: Platform) -> None:
+    """The cause of a step that fails over and over is read with an operator's token, though it has no details."""
+    slug = "codec-failing"
+    needles = [f"tenant/{slug}/", "/ocis.space."]
+    fault = platform.inject("ocis", "status", status=503, method="POST", contains=needles, times=None)
+    with platform.api() as http:
+        operation = http.post("/tenants", json=order(slug)).json()
+    with platform.api("operator") as http:
+        path = f"/operations/{operation['id']}"
+
+        def failing() -> dict[str, Any] | None:
+            found: dict[str, Any] = http.get(path).json()
+            steps = {step["name"]: step for step in found["steps"]}
+            return found if steps.get("ocis.space", {"attempts": 0})["attempts"] >= 2 else None
+
+        workflow = eventually("the step has failed", failing)["workflowId"]
+    options = through_codec(platform, f"Bearer {platform.token('operator')}")
+    described = platform.temporal("workflow", "describe", "--workflow-id", workflow, *options)
+    platform.release("ocis", fault)
+    assert described.returncode == 0, described.stderr
+    assert "ensure_space" in described.stdout
+    # It shows the opened attributes beside the words that stand in for them.
+    assert "execute_activity" in described.stdout
+    assert "binary/encrypted" not in described.stdout
