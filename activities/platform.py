@@ -10,7 +10,7 @@ from activities.tenants import load_admin, load_tenant
 from domain.audit import Actor, ActorType, AuditEvent, Outcome, Resource
 from domain.errors import NotFound
 from domain.flags import FlagSubject, evaluate
-from domain.operations import Failure, Operation, Step, StepState, object_of, undo_of
+from domain.operations import Failure, Operation, Step, StepState, is_undo, object_of, undo_of
 from domain.provisioning import (
     UNDOABLE,
     CloseRequest,
@@ -110,7 +110,7 @@ class PlatformActivities:
         Raises:
             OperationClosed: the operation has ended.
         """
-        await self._recorder.set_steps(request)
+        await self._recorder.set_steps(request, activity.info().scheduled_time)
 
     @activity.defn(name="plan_undoing")
     async def plan_undoing(self, request: TenantRequest) -> UndoPlan:
@@ -130,14 +130,14 @@ class PlatformActivities:
                     )
                     undo = undo_of(step.name)
                     changed[undo] = operation.step(undo)
-                elif step.state in ABANDONED_STEPS and object_of(step.name) not in _UNDO_STEPS:
+                elif step.state in ABANDONED_STEPS and not is_undo(step.name):
                     error = step.last_error or Failure(code="canceled", message="The job was canceled.")
                     changed[step.name] = step.model_copy(
                         update={"state": StepState.FAILED, "next_retry_at": None, "last_error": error}
                     )
             return changed
 
-        operation = await self._recorder.begin_undoing(request.operation_id, change)
+        operation = await self._recorder.begin_undoing(request.operation_id, activity.info().scheduled_time, change)
         return UndoPlan(
             unsettled_seconds=operation.unsettled_for(utcnow()),
             steps=[step.name for step in operation.steps.values() if step.state is StepState.COMPENSATING],
@@ -222,10 +222,6 @@ class PlatformActivities:
         if operation is None:
             raise NotFound(f"There is no operation {operation_id}.")
         return operation
-
-
-# The steps that undo: a canceled run goes on with them, whatever state they are in.
-_UNDO_STEPS = frozenset(undo_of(name) for name in UNDOABLE)
 
 
 def _to_undo(step: Step) -> bool:

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from domain.model import Model, Timestamp
 
+UNDO = "_undo"
+
 
 class OperationKind(StrEnum):
     """What a job does; the value is a wire contract and a search attribute."""
@@ -102,6 +104,8 @@ class Step(Model):
     attempt: Attempt | None = None
     # An attempt that ended without our knowing how may still write until then.
     unsettled_until: Timestamp | None = None
+    # When the workflow last gave it a state, by Temporal's clock: attempts that were scheduled before are outdated.
+    given_at: Timestamp | None = None
     acting: Acting | None = None
     key_number: int = 1
     replayed_error: bool = False
@@ -172,6 +176,8 @@ class Operation(Model):
     error: Failure | None = None
     decisions: list[Decision] = Field(default_factory=list)
     cancel_requested_at: Timestamp | None = None
+    # Since then what it made is being undone, and no other step may begin.
+    undoing_since: Timestamp | None = None
     # Since then its outcome stands, and it can no longer be canceled.
     settled_at: Timestamp | None = None
     created_at: Timestamp
@@ -234,4 +240,9 @@ def object_of(step: str) -> str:
 
 def undo_of(step: str) -> str:
     """Return the name of the step that removes what a step made."""
-    return f"{object_of(step)}_undo{step.removeprefix(object_of(step))}"
+    return f"{object_of(step)}{UNDO}{step.removeprefix(object_of(step))}"
+
+
+def is_undo(step: str) -> bool:
+    """Tell whether a step removes what another one made."""
+    return object_of(step).endswith(UNDO)

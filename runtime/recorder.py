@@ -37,11 +37,11 @@ class Recorder:
         now = utcnow()
 
         def change(step: Step) -> Step:
-            return _ended(step, now).model_copy(
+            return step.model_copy(
                 update={"state": StepState.DONE, "last_error": None, "next_retry_at": None, "replayed_error": False}
             )
 
-        await self._end(operation_id, name, fence, change)
+        await self._end(operation_id, name, fence, now, change)
 
     async def failed(
         self, operation_id: str, name: str, fence: Fence, error: BaseException, retry_at: datetime | None
@@ -51,12 +51,11 @@ class Recorder:
         failure = describe(error)
 
         def change(step: Step) -> Step:
-            ended = _ended(step, now)
-            unsettled = ended.unsettled_until
+            unsettled = step.unsettled_until
             if isinstance(error, VendorError) and error.outcome_unknown and step.attempt is not None:
                 # The request may still lie somewhere on its way and be carried out until the attempt's deadline.
                 unsettled = max(filter(None, (unsettled, step.attempt.deadline)))
-            return ended.model_copy(
+            return step.model_copy(
                 update={
                     "state": StepState.FAILED if retry_at is None else StepState.RETRYING,
                     "last_error": failure,
@@ -66,10 +65,13 @@ class Recorder:
                 }
             )
 
-        await self._end(operation_id, name, fence, change)
+        await self._end(operation_id, name, fence, now, change)
 
-    async def set_steps(self, record: StepRecord) -> None:
+    async def set_steps(self, record: StepRecord, at: datetime) -> None:
         """Record the state that a workflow gives to steps; a step that parks alerts people.
+
+        Args:
+            at: when the workflow asked for it, by Temporal's clock.
 
         Raises:
             OperationClosed: the operation has ended.
@@ -87,7 +89,7 @@ class Recorder:
                     await self._write_tried(before, before.step(name), now, session)
             await self._summarise_all(after, {system_of(name) for name in record.steps}, session)
 
-        operation = await self.operations.set_steps(record.operation_id, change, also)
+        operation = await self.operations.set_steps(record.operation_id, at, change, also)
         if record.state is StepState.PARKED and record.failure is not None:
             log.error(
                 "operation_needs_operator",
@@ -97,8 +99,13 @@ class Recorder:
                 code=record.failure.code,
             )
 
-    async def begin_undoing(self, operation_id: str, change: Callable[[Operation], dict[str, Step]]) -> Operation:
+    async def begin_undoing(
+        self, operation_id: str, at: datetime, change: Callable[[Operation], dict[str, Step]]
+    ) -> Operation:
         """Record that an operation is being canceled and what that makes of its steps; return what now is.
+
+        Args:
+            at: when the workflow asked for it, by Temporal's clock.
 
         Raises:
             OperationClosed: the operation has ended.
@@ -111,7 +118,7 @@ class Recorder:
                     await self._write_tried(before, step, now, session)
             await self._summarise_all(after, {system_of(step.name) for step in after.steps.values()}, session)
 
-        return await self.operations.set_steps(operation_id, change, also, undoing_since=now)
+        return await self.operations.set_steps(operation_id, at, change, also, undoing=True)
 
     async def close(
         self,
@@ -158,8 +165,18 @@ class Recorder:
         if step.acting is not None and step.state not in TOLD:
             await self._audit.write(event_of_step(operation, step, now), session)
 
-    async def _end(self, operation_id: str, name: str, fence: Fence, change: Callable[[Step], Step]) -> None:
-        await self.operations.end_attempt(operation_id, name, fence, change, self._also)
+    async def _end(
+        self, operation_id: str, name: str, fence: Fence, now: datetime, change: Callable[[Step], Step]
+    ) -> None:
+        def ended(step: Step) -> Step:
+            attempt = step.attempt.model_copy(update={"ended_at": now}) if step.attempt is not None else None
+            after = change(step)
+            if step.state is not StepState.RUNNING:
+                # The workflow has given it another state meanwhile: all that counts is what may still be on its way.
+                after = step.model_copy(update={"unsettled_until": after.unsettled_until})
+            return after.model_copy(update={"attempt": attempt})
+
+        await self.operations.end_attempt(operation_id, name, fence, ended, self._also)
 
     async def _also(self, operation: Operation, step: Step, session: Session) -> None:
         """Keep the tenant's summary and the audit event with the end of the attempt, in its transaction."""
@@ -167,11 +184,6 @@ class Recorder:
         # An attempt that failed speaks for itself only: a newer one may still succeed. Its event comes with the close.
         if step.acting is not None and step.state is StepState.DONE:
             await self._audit.write(event_of_step(operation, step, utcnow()), session)
-
-
-def _ended(step: Step, now: datetime) -> Step:
-    attempt = step.attempt.model_copy(update={"ended_at": now}) if step.attempt is not None else None
-    return step.model_copy(update={"attempt": attempt})
 
 
 def _given(step: Step, record: StepRecord) -> Step:

@@ -24,12 +24,13 @@ from domain.operations import (
     Progress,
     Step,
     StepState,
+    is_undo,
     step_key,
 )
 from store.database import Database, Document, Session
 from store.documents import from_document, to_document
 
-_STEPS = ("state", "progress", "steps", "decisions", "cancelRequestedAt", "settledAt", "revision")
+_STEPS = ("state", "progress", "steps", "decisions", "cancelRequestedAt", "undoingSince", "settledAt", "revision")
 _CLOSING = ("open", "closedAt", "error", "result", *_STEPS)
 
 UNDER_WAY = frozenset({StepState.RUNNING, StepState.RETRYING, StepState.PARKED, StepState.COMPENSATING})
@@ -176,10 +177,11 @@ class OperationRepository:
     async def set_steps(
         self,
         operation_id: str,
+        at: datetime,
         change: Callable[[Operation], dict[str, Step]],
         also: Callable[[Operation, Operation, Session], Awaitable[None]],
         *,
-        undoing_since: datetime | None = None,
+        undoing: bool = False,
     ) -> Operation:
         """Give steps of an open operation the state that its workflow gives them, and return what now is.
 
@@ -188,7 +190,8 @@ class OperationRepository:
         Args:
             change: returns the steps that change, by name; may run several times.
             also: writes what must be kept with it, given the operation before and after the change.
-            undoing_since: records that the operation is being canceled; then every decision has taken effect.
+            at: when the workflow asked for it, by Temporal's clock.
+            undoing: records that the operation is being canceled; then every decision has taken effect.
 
         Raises:
             OperationClosed: the operation has ended.
@@ -196,15 +199,17 @@ class OperationRepository:
 
         async def body(session: Session) -> Operation:
             before = await self._open(operation_id, session)
-            changed = change(before)
+            changed = {name: step.model_copy(update={"given_at": at}) for name, step in change(before).items()}
             after = before.model_copy(update={"decisions": _without(before.decisions, set(changed))})
-            if undoing_since is not None:
+            if undoing:
+                now = before.undoing_since or at
                 message = "It was canceled: what it made is being removed."
                 after = after.model_copy(
                     update={
                         "decisions": [],
-                        "cancel_requested_at": before.cancel_requested_at or undoing_since,
-                        "settled_at": before.settled_at or undoing_since,
+                        "cancel_requested_at": before.cancel_requested_at or now,
+                        "undoing_since": now,
+                        "settled_at": before.settled_at or now,
                         "progress": before.progress.model_copy(update={"message": message}),
                     }
                 )
@@ -233,7 +238,8 @@ class OperationRepository:
 
         Raises:
             OperationClosed: the operation has ended.
-            AttemptOutdated: a newer attempt was recorded.
+            AttemptOutdated: a newer attempt was recorded, or the workflow has given the step up meanwhile: then this
+                attempt comes from a worker that was cut off.
         """
         path = f"steps.{step_key(name)}"
         attempt = {
@@ -243,15 +249,18 @@ class OperationRepository:
             "endedAt": None,
         }
         fence_path = f"{path}.attempt.fence"
-        query = {
+        query: Document = {
             "_id": operation_id,
             "open": True,
+            f"{path}.givenAt": {"$not": {"$gte": fence.scheduled_at}},
             "$or": [
                 {f"{path}.attempt": None},
                 {f"{fence_path}.scheduledAt": {"$lt": fence.scheduled_at}},
                 {f"{fence_path}.scheduledAt": fence.scheduled_at, f"{fence_path}.number": {"$lt": fence.number}},
             ],
         }
+        if not is_undo(name):
+            query["undoingSince"] = None
         unsettled = {
             "$cond": [
                 {

@@ -29,7 +29,7 @@ from domain.errors import (
     VendorUnavailable,
 )
 from domain.operations import Acting, Fence, StepState
-from domain.provisioning import RetryProfile, StepResult
+from domain.provisioning import RetryProfile, StepRecord, StepResult
 from domain.tenants import SystemStatus
 from integrations import call_context
 from runtime.clock import utcnow
@@ -38,7 +38,7 @@ from runtime.interceptors import MARGIN, StepInterceptor
 from runtime.recorder import Recorder
 from runtime.search_attributes import ensure_search_attributes
 from runtime.steps import current_step
-from runtime.wiring import Store, Vendors, build_breakers
+from runtime.wiring import Store, Vendors, build_breakers, build_recorder
 from sandbox.stack.layout import find_binary
 from tests.activities.jobs import START_TO_CLOSE, Job, open_job
 from tests.support.keys import key_ring
@@ -531,3 +531,24 @@ async def test_cancel_reaches_a_running_step(
     assert step.attempt is not None
     assert (step.state, step.may_write_until) == (StepState.RUNNING, step.attempt.deadline)
     assert await job.events() == []
+
+
+@pytest.mark.parametrize("state", [StepState.PARKED, StepState.SKIPPED, StepState.COMPENSATED])
+@pytest.mark.parametrize("late", ["done", "lost"])
+async def test_late_end_of_a_step_that_was_given_up(store: Store, job: Job, state: StepState, late: str) -> None:
+    """An attempt that ends after its workflow gave the step up leaves it so; what it may still do holds the lock."""
+
+    async def give_up() -> StepResult:
+        await current_step().acting(ACTING)
+        record = StepRecord(operation_id=job.operation_id, steps=[STEP], state=state, failure=None)
+        await build_recorder(store).set_steps(record, utcnow())
+        if late == "lost":
+            raise OutcomeUnknown("ocis", "no answer")
+        return DONE
+
+    with contextlib.suppress(ApplicationError):
+        await job.attempt(STEP, give_up)
+    step = await job.step(STEP)
+    assert step.attempt is not None
+    assert (step.state, step.attempt.ended_at is not None) == (state, True)
+    assert (step.may_write_until is not None) is (late == "lost")

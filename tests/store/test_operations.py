@@ -226,3 +226,40 @@ async def test_the_first_acknowledgement_stays(store: Store, operation: Operatio
     await store.operations.mark_started(operation.id, LONG_AGO)
     await store.operations.mark_started(operation.id, utcnow())
     assert (await reread(store, operation)).started_at == LONG_AGO
+
+
+async def give(store: Store, operation: Operation, name: str, state: StepState, seconds: int, **options: bool) -> None:
+    """Give a step a state, as its workflow asked for it so many seconds after the beginning."""
+
+    def change(found: Operation) -> dict[str, Step]:
+        return {name: found.step(name).model_copy(update={"state": state})}
+
+    async def also(_before: Operation, _after: Operation, _session: Session) -> None:
+        """Nothing is kept with it."""
+
+    at = LONG_AGO + timedelta(seconds=seconds)
+    await store.operations.set_steps(operation.id, at, change, also, **options)
+
+
+@pytest.mark.parametrize("state", [StepState.PARKED, StepState.SKIPPED, StepState.PENDING, StepState.COMPENSATED])
+async def test_an_attempt_from_before_the_workflow_gave_the_step_up(
+    store: Store, operation: Operation, state: StepState
+) -> None:
+    """A worker that was cut off begins nothing that its workflow has given up; what was scheduled since begins."""
+    await begin(store, operation, fence(1))
+    await give(store, operation, STEP, state, seconds=10)
+    with pytest.raises(AttemptOutdated):
+        await begin(store, operation, fence(2, scheduled=9))
+    assert (await reread(store, operation)).step(STEP).state is state
+    assert (await begin(store, operation, fence(1, scheduled=11))).state is StepState.RUNNING
+
+
+async def test_only_undoing_begins_while_it_is_undone(store: Store, operation: Operation) -> None:
+    """Once a canceled operation is being undone, no other step begins, whether it was ever seen or not."""
+    await give(store, operation, "ocis.space", StepState.COMPENSATING, seconds=10, undoing=True)
+    with pytest.raises(AttemptOutdated):
+        await begin(store, operation, fence(1, scheduled=20))
+    begun = await store.operations.begin_attempt(
+        operation.id, "ocis.space_undo", fence(1, scheduled=20), LONG_AGO, DEADLINE
+    )
+    assert begun.step.state is StepState.RUNNING
