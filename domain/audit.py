@@ -96,12 +96,33 @@ def event_of_step(operation: Operation, step: Step, at: datetime) -> AuditEvent:
     Raises:
         ValueError: the step never was about to change anything.
     """
+    done = step.state is StepState.DONE
+    code = step.last_error.code if step.last_error is not None else None
+    event = _acting_event(operation, step, at, done=done, code=code)
+    if done and step.acting is not None and step.acting.shared:
+        return event.model_copy(update={"id": shared_event_id(step.acting)})
+    return event
+
+
+def event_of_replaced(operation: Operation, step: Step, at: datetime, *, done: bool) -> AuditEvent:
+    """Return the event of what a step was about to change before it turned to something else.
+
+    Args:
+        done: whether it was changed; otherwise nobody knows.
+
+    Raises:
+        ValueError: the step never was about to change anything.
+    """
+    event = _acting_event(operation, step, at, done=done, code="outcome_unknown")
+    return event.model_copy(update={"id": f"{event.id}:{event.resource.id}"})
+
+
+def _acting_event(operation: Operation, step: Step, at: datetime, *, done: bool, code: str | None) -> AuditEvent:
     acting = step.acting
     if acting is None:
         raise ValueError("a step that changed nothing has no event")
-    done = step.state is StepState.DONE
     return AuditEvent(
-        id=shared_event_id(acting) if acting.shared and done else step_event_id(operation.id, step.name, acting.action),
+        id=step_event_id(operation.id, step.name, acting.action),
         at=at,
         actor=Actor(type=ActorType.SYSTEM, id="worker"),
         on_behalf_of=Actor(type=ActorType(operation.requested_by.type), id=operation.requested_by.id),
@@ -113,7 +134,7 @@ def event_of_step(operation: Operation, step: Step, at: datetime) -> AuditEvent:
         source=system_of(step.name),
         request_id=operation.request_id,
         operation_id=operation.id,
-        metadata={} if done or step.last_error is None else {"code": step.last_error.code},
+        metadata={} if done or code is None else {"code": code},
     )
 
 

@@ -23,7 +23,6 @@ from runtime.failures import describe, next_retry_at, to_application_error
 from runtime.logging import get_logger
 from runtime.recorder import Recorder
 from runtime.steps import enter_step
-from store.operations import OperationRepository
 
 log = get_logger(__name__)
 
@@ -35,13 +34,16 @@ MARGIN = timedelta(seconds=2)
 class _RunningStep:
     """The step of one running attempt, as `runtime.steps.StepContext`."""
 
-    def __init__(self, operations: OperationRepository, lock_key: str, operation_id: str, step: Step) -> None:
+    def __init__(self, recorder: Recorder, lock_key: str, operation_id: str, step: Step) -> None:
         if step.attempt is None:
             raise ValueError("a running step has an attempt")
-        self._operations = operations
+        self._recorder = recorder
+        self._operations = recorder.operations
         self._lock_key = lock_key
         self._step = step
         self._fence = step.attempt.fence
+        # Whether this attempt has announced something: then it did that before it announces something else.
+        self._announced = False
         self.operation_id = operation_id
 
     @property
@@ -49,10 +51,13 @@ class _RunningStep:
         return vendor_key(self._lock_key, self.operation_id, self._step.name, self._step.key_number)
 
     async def acting(self, acting: Acting) -> None:
-        await self._operations.mark_acting(self.operation_id, self._step.name, self._fence, acting)
+        await self._recorder.acting(self.operation_id, self._step, acting, done=self._announced)
+        self._announced = True
+        self._step = self._step.model_copy(update={"acting": acting})
 
     async def not_acting(self) -> None:
         await self._operations.mark_acting(self.operation_id, self._step.name, self._fence, None)
+        self._step = self._step.model_copy(update={"acting": None})
 
     async def seen_absent(self) -> None:
         if not self._step.replayed_error:
@@ -115,7 +120,7 @@ class _StepActivity(ActivityInboundInterceptor):
         )
         structlog.contextvars.bind_contextvars(request_id=request_id)
         lock_key = workflow_id.removesuffix(f"/{operation_id}")
-        enter_step(_RunningStep(self._recorder.operations, lock_key, operation_id, step))
+        enter_step(_RunningStep(self._recorder, lock_key, operation_id, step))
         call_context.correlation_id.set(f"{workflow_id}/{info.activity_id}/{info.attempt}")
         call_context.deadline.set(last_call)
         try:

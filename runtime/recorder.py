@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from domain.audit import Actor, ActorType, AuditEvent, Outcome, Resource, event_of_step
+from domain.audit import Actor, ActorType, AuditEvent, Outcome, Resource, event_of_replaced, event_of_step
 from domain.errors import VendorError
-from domain.operations import Failure, Fence, Operation, OperationKind, OperationState, Step, StepState, system_of
+from domain.operations import (
+    Acting,
+    Failure,
+    Fence,
+    Operation,
+    OperationKind,
+    OperationState,
+    Step,
+    StepState,
+    system_of,
+)
 from domain.provisioning import StepRecord
 from domain.tenants import SYSTEMS, TenantStatus, system_state
 from runtime.clock import utcnow
@@ -31,6 +41,32 @@ class Recorder:
         self.operations = operations
         self._tenants = tenants
         self._audit = audit
+
+    async def acting(self, operation_id: str, step: Step, acting: Acting, *, done: bool) -> None:
+        """Record what the running attempt of a step is about to change outside.
+
+        What the step was about to change before, in this attempt or in one whose end nobody knows, keeps an event of
+        its own if it was something else.
+
+        Args:
+            step: as the attempt knows it.
+            done: whether what it was about to change before was changed.
+
+        Raises:
+            OperationClosed: the operation has ended.
+            AttemptOutdated: a newer attempt has begun.
+        """
+        if step.attempt is None:
+            raise ValueError("a running step has an attempt")
+        fence = step.attempt.fence
+        if step.acting in (None, acting):
+            await self.operations.mark_acting(operation_id, step.name, fence, acting)
+            return
+
+        async def also(operation: Operation, before: Step, session: Session) -> None:
+            await self._audit.write(event_of_replaced(operation, before, utcnow(), done=done), session)
+
+        await self.operations.turn_to(operation_id, step.name, fence, acting, also)
 
     async def done(self, operation_id: str, name: str, fence: Fence) -> None:
         """Record that an attempt did what its step is for."""

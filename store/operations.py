@@ -306,6 +306,36 @@ class OperationRepository:
             operation_id, name, fence, {"acting": to_document(acting) if acting is not None else None}
         )
 
+    async def turn_to(
+        self,
+        operation_id: str,
+        name: str,
+        fence: Fence,
+        acting: Acting,
+        also: Callable[[Operation, Step, Session], Awaitable[None]],
+    ) -> None:
+        """Record that an attempt is about to change something else outside than the step was before.
+
+        Args:
+            also: writes what must be kept of that, given the operation and the step before.
+
+        Raises:
+            OperationClosed: the operation has ended.
+            AttemptOutdated: a newer attempt has begun.
+        """
+
+        async def body(session: Session) -> None:
+            operation = await self._open(operation_id, session)
+            before = operation.step(name)
+            if before.attempt is None or before.attempt.fence != fence:
+                raise AttemptOutdated("A newer attempt of this step has begun.")
+            after = before.model_copy(update={"acting": acting})
+            await self._save_steps(operation, {**operation.steps, step_key(name): after}, session)
+            await also(operation, before, session)
+
+        async with self._turn(operation_id):
+            await self._database.run_transaction(body)
+
     async def bump_key(self, operation_id: str, name: str, fence: Fence, number: int) -> None:
         """Record that the next vendor write of the step uses a new idempotency key.
 

@@ -11,6 +11,7 @@ from temporalio.common import RetryPolicy
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
+from domain.audit import AuditEvent
 from domain.catalog import GIB, Currency, Cycle, Plan, Price, Subscription
 from domain.ids import activity_id, tenant_lock, workflow_id
 from domain.operations import Operation, OperationKind, OperationState, RequestedBy, Step
@@ -106,8 +107,11 @@ class Job:
 
     async def events(self) -> list[tuple[str, str]]:
         """Return action and outcome of the operation's audit events, oldest first."""
-        found = await self._store.audit.find({"operationId": self.operation_id})
-        return [(event.action, event.outcome.value) for event in found]
+        return [(event.action, event.outcome.value) for event in await self.step_events()]
+
+    async def step_events(self) -> list[AuditEvent]:
+        """Return the operation's audit events, oldest first."""
+        return await self._store.audit.find({"operationId": self.operation_id})
 
     async def close(self, state: OperationState = OperationState.TERMINATED) -> None:
         """End the operation, as the sweep would."""

@@ -552,3 +552,52 @@ async def test_late_end_of_a_step_that_was_given_up(store: Store, job: Job, stat
     assert step.attempt is not None
     assert (step.state, step.attempt.ended_at is not None) == (state, True)
     assert (step.may_write_until is not None) is (late == "lost")
+
+
+OTHER = Acting(action=ACTING.action, resource_type="ocis_space", resource_id="another")
+
+
+async def test_what_a_lost_attempt_was_about_to_change_is_told(job: Job) -> None:
+    """An attempt that changes something else than the lost one before leaves that one its event."""
+    await refusal(job.attempt(STEP, fail(OutcomeUnknown("ocis", "no answer"))))
+
+    async def another() -> StepResult:
+        await current_step().acting(OTHER)
+        return DONE
+
+    await job.attempt(STEP, another)
+    events = await job.step_events()
+    assert [(each.resource.id, each.outcome.value, each.metadata) for each in events] == [
+        ("alias", "failure", {"code": "outcome_unknown"}),
+        ("another", "success", {}),
+    ]
+
+
+async def test_every_change_of_one_attempt_is_told(job: Job) -> None:
+    """An attempt that changes two things leaves two events, repeated or not; one that it takes back leaves none."""
+
+    async def both() -> StepResult:
+        for acting in (ACTING, ACTING, OTHER):
+            await current_step().acting(acting)
+        await current_step().acting(ACTING.model_copy(update={"resource_id": "third"}))
+        await current_step().not_acting()
+        return DONE
+
+    await job.attempt(STEP, both)
+    assert [(each.resource.id, each.outcome.value) for each in await job.step_events()] == [
+        ("alias", "success"),
+        ("another", "success"),
+    ]
+
+
+async def test_nothing_else_is_announced_by_an_outdated_attempt(job: Job) -> None:
+    """An attempt that a newer one has replaced turns to nothing else."""
+
+    async def outdated() -> StepResult:
+        await current_step().acting(ACTING)
+        await job.attempt(STEP, succeed)
+        await current_step().acting(OTHER)
+        return DONE
+
+    assert (await refusal(job.attempt(STEP, outdated))).type == "attempt_outdated"
+    assert (await job.step(STEP)).acting == ACTING
