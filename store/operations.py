@@ -399,8 +399,10 @@ class OperationRepository:
         for key, step in operation.steps.items():
             under_way = step.state in UNDER_WAY
             if under_way or (step.name == named and step.state not in FINISHED_STEPS):
-                reason = failure if step.name == named else lost
-                ended = {"state": StepState.FAILED, "next_retry_at": None, "last_error": step.last_error or reason}
+                error = step.last_error or (failure if step.name == named else lost)
+                if step.state is StepState.COMPENSATING:
+                    error = failure or error  # that it was not removed says more than what it once met
+                ended = {"state": StepState.FAILED, "next_retry_at": None, "last_error": error}
                 steps[key] = step.model_copy(update=ended)
         closed = operation.model_copy(
             update={

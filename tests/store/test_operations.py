@@ -263,3 +263,12 @@ async def test_only_undoing_begins_while_it_is_undone(store: Store, operation: O
         operation.id, "ocis.space_undo", fence(1, scheduled=20), LONG_AGO, DEADLINE
     )
     assert begun.step.state is StepState.RUNNING
+
+
+async def test_what_was_not_removed_says_why(store: Store, operation: Operation) -> None:
+    """A step that was to be undone, and was not, has failed for the reason that ended its operation."""
+    await give(store, operation, STEP, StepState.COMPENSATING, seconds=10, undoing=True)
+    await close(store, operation, OperationState.FAILED)
+    step = (await reread(store, operation)).step(STEP)
+    assert step.last_error is not None
+    assert (step.state, step.last_error.code) == (StepState.FAILED, "x")
