@@ -1,4 +1,4 @@
-"""A workflow of the same shape as ProvisionTenant whose activities do nothing: what Temporal alone takes."""
+"""Workflows that do nothing: what Temporal alone takes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,44 @@ from datetime import timedelta
 
 from temporalio import activity, workflow
 
-QUEUE = "bench-empty"
+with workflow.unsafe.imports_passed_through():
+    from domain.provisioning import DecisionRequest, StepResult, TenantRequest
+
 # The steps of the four branches of a run with one domain.
 CHAINS = (3, 4, 3, 4)
 
 
 @activity.defn(name="do_nothing")
-async def do_nothing() -> None:
-    """Do nothing."""
+async def do_nothing(request: TenantRequest) -> StepResult:
+    """Do nothing, with the payloads of a step."""
+    return StepResult(resource_id=request.operation_id)
 
 
 @workflow.defn(name="EmptyBranches")
 class EmptyBranches:
-    """One activity, four chains at once, two activities."""
+    """The shape of ProvisionTenant: one activity, four chains at once, two activities."""
+
+    @workflow.run
+    async def run(self, request: TenantRequest) -> None:
+        """Run as many empty activities as a provisioning run has."""
+        await self._chain(1, request)
+        await asyncio.gather(*(self._chain(length, request) for length in CHAINS))
+        await self._chain(2, request)
+
+    async def _chain(self, length: int, request: TenantRequest) -> None:
+        for _ in range(length):
+            await workflow.execute_activity(do_nothing, request, start_to_close_timeout=timedelta(seconds=10))
+
+
+@workflow.defn(name="EmptyUpdates")
+class EmptyUpdates:
+    """Takes updates as a job takes decisions, and does nothing about them."""
 
     @workflow.run
     async def run(self) -> None:
-        """Run as many empty activities as a provisioning run has."""
-        await self._chain(1)
-        await asyncio.gather(*(self._chain(length) for length in CHAINS))
-        await self._chain(2)
+        """Wait until terminated."""
+        await workflow.wait_condition(lambda: False)
 
-    async def _chain(self, length: int) -> None:
-        for _ in range(length):
-            await workflow.execute_activity(do_nothing, start_to_close_timeout=timedelta(seconds=10))
+    @workflow.update
+    def retry(self, request: DecisionRequest) -> None:
+        """Do nothing."""
