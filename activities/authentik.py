@@ -121,10 +121,11 @@ class AuthentikActivities:
 
     @activity.defn(name="delete_login_user")
     async def delete_login_user(self, request: TenantRequest) -> StepResult:
-        """Ensure that the identity which this operation made for the first admin is gone, if nobody else needs it.
+        """Ensure that the identity which was made here for the first admin is gone, if nobody else needs it.
 
-        It is needed if the person is a member of another tenant, on a partner's staff, an operator or an auditor; it
-        stays as well if another operation made it. Then nothing is done.
+        It is needed if the person is a member of another tenant, on a partner's staff, an operator or an auditor. Then
+        it stays, whichever operation made it. The person's place in this tenant goes first, so that of two tenants
+        that are canceled at once the later one sees that it is the last.
 
         Idempotency: first the person gives the identity up here, then it is deleted in Authentik. In between it is
         found by login name and marks, and being given up is for good.
@@ -137,9 +138,9 @@ class AuthentikActivities:
         tenant = await load_tenant(self._tenants, request)
         person = await load_admin(self._users, tenant)
         user = await self._known_user(person)
-        marks = {USER_MARK: person.id, OPERATION_MARK: request.operation_id}
-        if user is None or not marks.items() <= user.attributes.items():
+        if user is None or user.attributes.get(USER_MARK) != person.id:
             return StepResult()
+        await self._users.remove_membership(person.id, tenant.id)
         await current_step().acting(_acting("authentik.user_removed", "user", person.id))
         given_up = user.subject in person.former_subjects
         if not given_up and not await self._users.give_up(person.id, user.subject, tenant.id):

@@ -10,6 +10,7 @@ from activities.tenants import load_admin, load_tenant
 from domain.audit import Actor, ActorType, AuditEvent, Outcome, Resource
 from domain.errors import NotFound
 from domain.flags import FlagSubject, evaluate
+from domain.model import to_timestamp
 from domain.operations import Failure, Operation, Step, StepState, is_undo, object_of, undo_of
 from domain.provisioning import (
     UNDOABLE,
@@ -21,7 +22,7 @@ from domain.provisioning import (
     TenantRequest,
     UndoPlan,
 )
-from domain.tenants import SYSTEMS, SystemStatus
+from domain.tenants import SYSTEMS, SystemStatus, TenantStatus
 from runtime.clock import utcnow
 from runtime.recorder import Recorder
 from store.audit import AuditRepository
@@ -91,7 +92,8 @@ class PlatformActivities:
         async def body(session: Session) -> ProvisionPlan:
             operation = await self._operation(request.operation_id, session)
             await self._operations.plan_steps(request.operation_id, plan.steps, session)
-            for system in SYSTEMS:
+            # After a reset, and for a late attempt, the tenant says already how far it is.
+            for system in SYSTEMS if not operation.steps else ():
                 dark = system == "stripe" and not plan.billing_enabled
                 status = SystemStatus.DISABLED if dark else SystemStatus.PENDING
                 await self._tenants.set_system(tenant.slug, system, status, None, session)
@@ -110,16 +112,20 @@ class PlatformActivities:
         Raises:
             OperationClosed: the operation has ended.
         """
-        await self._recorder.set_steps(request, activity.info().scheduled_time)
+        await self._recorder.set_steps(request, _asked_at())
 
     @activity.defn(name="plan_undoing")
     async def plan_undoing(self, request: TenantRequest) -> UndoPlan:
         """Record that a run is being canceled, and say what it has to undo and for how long it must wait before.
 
-        Whatever was tried may have been made, so it is undone; steps that are not are shown as failed.
+        Whatever was tried may have been made, so it is undone; steps that are not are shown as failed. If the outcome
+        stands, because the tenant is in use, nothing is recorded and nothing is to be undone.
 
         Idempotency: what is undone already is not planned again.
         """
+        tenant = await load_tenant(self._tenants, request)
+        if tenant.status not in (TenantStatus.PENDING, TenantStatus.ABANDONED):
+            return UndoPlan(outcome_stands=True)
 
         def change(operation: Operation) -> dict[str, Step]:
             changed: dict[str, Step] = {}
@@ -137,8 +143,9 @@ class PlatformActivities:
                     )
             return changed
 
-        operation = await self._recorder.begin_undoing(request.operation_id, activity.info().scheduled_time, change)
+        operation = await self._recorder.begin_undoing(request.operation_id, _asked_at(), change)
         return UndoPlan(
+            outcome_stands=operation.undoing_since is None,
             unsettled_seconds=operation.unsettled_for(utcnow()),
             steps=[step.name for step in operation.steps.values() if step.state is StepState.COMPENSATING],
         )
@@ -156,7 +163,9 @@ class PlatformActivities:
             operation = await self._operation(request.operation_id, session)
             now = utcnow()
             if operation.open:
-                if operation.cancel_requested_at is not None:
+                tenant = await self._tenants.get(request.tenant_slug, session)
+                pending = tenant is not None and tenant.status is TenantStatus.PENDING
+                if pending and operation.cancel_requested_at is not None:
                     return Settlement(canceled=True)
                 await self._operations.settle(operation, now, session)
                 if request.failure is None:
@@ -188,7 +197,8 @@ class PlatformActivities:
                 return
             now = utcnow()
             tenant_id = operation.input["tenantId"]
-            await self._tenants.abandon(request.tenant_slug, now, session)
+            if not await self._tenants.abandon(request.tenant_slug, now, session):
+                return
             await self._users.remove_memberships(tenant_id, session)
             await self._subscriptions.cancel(tenant_id, session)
             await self._audit.write(_abandoned_event(operation, request, now), session)
@@ -222,6 +232,11 @@ class PlatformActivities:
         if operation is None:
             raise NotFound(f"There is no operation {operation_id}.")
         return operation
+
+
+def _asked_at() -> datetime:
+    """Return when the workflow asked for the running activity, by Temporal's clock; the same for all its attempts."""
+    return to_timestamp(activity.info().scheduled_time)
 
 
 def _to_undo(step: Step) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
 
 from api.access import Caller
 from api.errors import field_errors
@@ -38,7 +39,7 @@ class JsonBody(Generic[B]):
         """Read bodies of a model, of at most the size given, else of that in the settings.
 
         Args:
-            required: no body at all is the model's defaults if it is not.
+            required: an empty body is the model's defaults if it is not.
         """
         self.model = model
         self._max_bytes = max_bytes
@@ -61,14 +62,10 @@ class JsonBody(Generic[B]):
         """
         limit: int = self._max_bytes or request.app.state.settings.max_body_bytes
         _refuse_declared_size(request, limit)
-        if not self._required and "content-type" not in request.headers and not await _content(request, limit):
-            return self.model()
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
-            raise UnsupportedMedia("The body must be application/json.")
-        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise UnsupportedMedia("The body must not be compressed.")
         content = await _content(request, limit)
+        if not content and not self._required:
+            return self.model()
+        _refuse_other_media(request)
         try:
             document = json.loads(
                 content.decode(), parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_names
@@ -78,7 +75,7 @@ class JsonBody(Generic[B]):
         try:
             return self.model.model_validate(document)
         except ValidationError as error:
-            errors = field_errors(error.errors(include_url=False))
+            errors = field_errors([_in_our_words(each) for each in error.errors(include_url=False)])
             raise Invalid("The request is not valid.", errors=errors) from None
 
 
@@ -117,6 +114,21 @@ def _refuse_declared_size(request: Request, limit: int) -> None:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
+
+
+def _refuse_other_media(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMedia("The body must be application/json.")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMedia("The body must not be compressed.")
+
+
+def _in_our_words(error: ErrorDetails) -> ErrorDetails:
+    if error["type"] != "model_type":
+        return error
+    # Pydantic's sentence names our class.
+    return {**error, "msg": f"{'This' if error['loc'] else 'The body'} must be a JSON object."}
 
 
 def _too_large(limit: int) -> TooLarge:

@@ -13,6 +13,7 @@ from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from api.middleware import shown_path
 from domain.errors import ControlPlaneError, Unavailable, VendorError
 from runtime.logging import get_logger
 from store.database import is_connection_loss
@@ -102,7 +103,7 @@ async def _on_database(request: Request, error: Exception) -> JSONResponse:
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     # This handler stands outside the middleware that gives logs and answers their id.
     request_id = request.scope["state"].get("request_id", "")
-    log.error("request_failed", request_id=request_id, path=request.url.path, exc_info=error)
+    log.error("request_failed", request_id=request_id, path=shown_path(request.scope), exc_info=error)
     detail = "Something went wrong here; it has been logged."
     answer = problem(request, 500, "internal_error", detail, retryable=True)
     answer.headers["X-Request-Id"] = request_id

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from pymongo.errors import PyMongoError
 
+from domain.errors import Unavailable
 from domain.operations import Operation
 from runtime.logging import get_logger
 from store.changes import OperationChanges
@@ -80,6 +81,7 @@ class LiveOperations:
     def __init__(self, changes: OperationChanges) -> None:
         self._changes = changes
         self._watches: dict[str, set[Watch]] = {}
+        self._places_taken = 0
         # In the order in which they became stale, so that a busy one does not hold up the others.
         self._stale: dict[str, None] = {}
         self._wake = asyncio.Event()
@@ -89,10 +91,22 @@ class LiveOperations:
         # Whether a watcher may still watch is asked again and again: never by all at once.
         self.checks = asyncio.Semaphore(CHECKS_AT_ONCE)
 
-    @property
-    def full(self) -> bool:
-        """Whether as many watch as one process serves."""
-        return sum(map(len, self._watches.values())) >= MOST_WATCHES
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places for watchers for the length of the block.
+
+        It is taken before anything is awaited: of those who come at once no more get in than there are places.
+
+        Raises:
+            Unavailable: as many watch as one process serves.
+        """
+        if self._places_taken >= MOST_WATCHES:
+            raise Unavailable("As many operations are watched here as can be.", code="too_many_watchers")
+        self._places_taken += 1
+        try:
+            yield
+        finally:
+            self._places_taken -= 1
 
     @contextlib.contextmanager
     def watch(self, operation_id: str, *, after: int) -> Iterator[Watch]:

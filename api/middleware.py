@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import time
+import urllib.parse
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +15,8 @@ from runtime.clock import new_id
 from runtime.logging import get_logger
 
 log = get_logger(__name__)
+
+LONGEST_LOGGED_PATH = 500
 
 _USABLE_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 
@@ -59,7 +62,7 @@ class RequestContext:
             finally:
                 milliseconds = round((time.perf_counter() - started) * 1000, 1)
                 log.info(
-                    "request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds
+                    "request", method=scope["method"], path=shown_path(scope), status=status, milliseconds=milliseconds
                 )
 
     def client_address(self, scope: Scope, headers: Headers) -> str | None:
@@ -82,3 +85,10 @@ class RequestContext:
         except ValueError:
             return False
         return any(parsed in network for network in self._proxies)
+
+
+def shown_path(scope: Scope) -> str:
+    """Return the path as it was sent, percent-encoded: decoded, anybody could write control characters into the log."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    # A server may let more pass than a URL may hold.
+    return urllib.parse.quote(raw, safe="/%:@!$&'()*+,;=")[:LONGEST_LOGGED_PATH]

@@ -19,6 +19,8 @@ from sandbox.stack.stack import Stack
 
 # What of a stack's environment leads to its Temporal, and lets one read what it keeps.
 _WAY_TO_TEMPORAL = ("TEMPORAL_ADDRESS", "TEMPORAL_NAMESPACE", "PAYLOAD_KEYS")
+# An id may be longer than the name of a file may be.
+_LONGEST_STEM = 200
 
 
 class CannotCheck(Exception):
@@ -27,8 +29,13 @@ class CannotCheck(Exception):
 
 async def run_save(workflow_id: str, run_id: str | None, to: Path | None, port_base: int | None, data_dir: Path) -> int:
     """Save the history of a run to a new file. Returns the exit code."""
-    path = to or Path(re.sub(r"[^\w.-]", "-", workflow_id) + ".json")
-    if path.exists():
+    path = to or Path(re.sub(r"[^A-Za-z0-9_.-]", "-", workflow_id)[:_LONGEST_STEM] + ".json")
+    try:
+        exists = path.exists()
+    except OSError as error:
+        say(f"{path} cannot be written: {error.strerror}.")
+        return 1
+    if exists:
         say(f"{path} exists, and a saved history is never rewritten: give another --to.")
         return 1
     try:
@@ -58,7 +65,8 @@ async def connect_client(port_base: int | None, data_dir: Path) -> Client:
         _adopt_stack(port_base, data_dir)
     try:
         client = await connect(key_ring())
-    except RuntimeError as error:
+    # The SDK raises the second for an address that can be none.
+    except (RuntimeError, ValueError) as error:
         raise CannotCheck(f"Temporal does not answer: {error}") from None
     say(f"Temporal at {client.service_client.config.target_host}, namespace {client.namespace}")
     return client

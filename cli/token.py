@@ -10,6 +10,7 @@ from pymongo.errors import PyMongoError
 from cli.errors import say
 from cli.status import running_stack
 from domain.people import User
+from domain.tenants import TenantStatus
 from runtime.wiring import Store
 from sandbox.stack.stack import Facts
 
@@ -56,6 +57,9 @@ async def _find(store: Store, role: str, partner: str, tenant: str | None) -> Us
             missing = f"There is no partner {partner} with active staff."
         case _:
             place = await store.tenants.get(tenant) if tenant is not None else await store.tenants.newest()
+            if place is not None and place.status is TenantStatus.ABANDONED:
+                say(f"The tenant {place.slug} was abandoned; nobody logs in to it.")
+                return None
             user = await store.users.get(place.admin_user_id) if place is not None else None
             missing = f"There is no tenant {tenant}." if tenant is not None else "There is no tenant yet."
     if user is None:

@@ -12,6 +12,7 @@
     |   `-- Invalid               422
     |-- Unavailable               503     our own database or Temporal cannot be reached
     |-- OperationClosed                   an attempt came after its operation had ended: it must not write
+    |-- OperationUndoing                  an attempt came while its operation is being undone: it must not write
     |-- AttemptOutdated                   a newer attempt of the step was recorded: this one must not write
     |-- ResourceChanged                   what an attempt read is outdated: another one has recorded its result
     `-- VendorError                       an outside system
@@ -128,6 +129,16 @@ class OperationClosed(ControlPlaneError):
     """The operation of an attempt has ended: without its lock the attempt must not write."""
 
     default_code = "operation_closed"
+    retryable = False
+
+
+class OperationUndoing(ControlPlaneError):
+    """The operation of an attempt is being undone: the attempt must not write.
+
+    Its workflow has not heard of it, because it was reset to before the cancel.
+    """
+
+    default_code = "operation_undoing"
     retryable = False
 
 

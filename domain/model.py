@@ -15,10 +15,11 @@ class Model(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
 
 
-def _as_utc(value: datetime) -> datetime:
+def to_timestamp(value: datetime) -> datetime:
+    """Return an aware time in UTC, cut to the millisecond as MongoDB keeps it."""
     aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     return aware.replace(microsecond=aware.microsecond // 1000 * 1000)
 
 
-Timestamp = Annotated[datetime, AfterValidator(_as_utc)]
+Timestamp = Annotated[datetime, AfterValidator(to_timestamp)]
 """An aware time in UTC, cut to the millisecond as MongoDB keeps it: what is read back equals what was written."""

@@ -117,6 +117,8 @@ class UndoPlan(Model):
     unsettled_seconds: float = 0.0
     # Steps that may have made something, in the order they were planned.
     steps: list[str] = Field(default_factory=list)
+    # It was canceled too late: what it made is in use, and nothing is to be undone.
+    outcome_stands: bool = False
 
 
 class OutcomeRequest(TenantRequest):

@@ -103,7 +103,7 @@ class _StepActivity(ActivityInboundInterceptor):
                         return await self._run_body(input)
                     return await self._execute_step(input, info, workflow_id, step)
             except (ControlPlaneError, PyMongoError) as error:
-                raise to_application_error(error) from error
+                raise to_application_error(error) from None
 
     async def _execute_step(
         self, input_: ExecuteActivityInput, info: activity.Info, workflow_id: str, name: str
@@ -133,7 +133,8 @@ class _StepActivity(ActivityInboundInterceptor):
                 log.exception("step_raised_unexpectedly", step=name)
             with contextlib.suppress(PyMongoError, ControlPlaneError):
                 await self._recorder.failed(operation_id, name, fence, error, retry_at)
-            raise to_application_error(error) from error
+            # Without its cause, which Temporal would keep whole: unredacted, unbounded, and with a bug's own words.
+            raise to_application_error(error) from None
         await self._recorder.done(operation_id, name, fence)
         return result
 

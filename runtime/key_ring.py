@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 DEVELOPMENT_KEY_PREFIX = b"dev-"
 
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEY_ID_IN_WORDS = "at most 64 characters of A-Z a-z 0-9 . _ -"
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
 
@@ -43,10 +43,10 @@ class KeyRing:
             key_id, _, encoded = entry.strip().partition(":")
             try:
                 key = base64.b64decode(encoded, validate=True)
-            except binascii.Error:
+            except ValueError:
                 key = b""
             if not _KEY_ID.fullmatch(key_id) or len(key) != _KEY_BYTES:
-                raise ValueError(f"key {place} is not an id (A-Z a-z 0-9 . _ -), a colon, and 32 bytes in base64")
+                raise ValueError(f"key {place} is not an id ({_KEY_ID_IN_WORDS}), a colon, and 32 bytes in base64")
             if key_id in keys or key in keys.values():
                 raise ValueError(f"the id or the bytes of key {place} stand there twice")
             keys[key_id] = key

@@ -119,6 +119,8 @@ class Recorder:
 
         async def also(before: Operation, after: Operation, session: Session) -> None:
             for name in record.steps:
+                if after.step(name).given_at == before.step(name).given_at:
+                    continue  # a late attempt: it has its events
                 if record.state is StepState.PARKED:
                     await self._audit.write(_parked_event(after, name, record, now), session)
                 if record.state is StepState.SKIPPED:
@@ -140,6 +142,8 @@ class Recorder:
     ) -> Operation:
         """Record that an operation is being canceled and what that makes of its steps; return what now is.
 
+        Nothing changes if its outcome stands; then `undoing_since` is None.
+
         Args:
             at: when the workflow asked for it, by Temporal's clock.
 
@@ -149,6 +153,8 @@ class Recorder:
         now = utcnow()
 
         async def also(before: Operation, after: Operation, session: Session) -> None:
+            if before.cancel_requested_at is None:
+                await self._audit.write(_canceled_outside_event(after, now), session)
             for step in before.steps.values():
                 if after.step(step.name).state is not step.state:
                     await self._write_tried(before, step, now, session)
@@ -225,6 +231,21 @@ class Recorder:
 def _given(step: Step, record: StepRecord) -> Step:
     error = record.failure.model_copy(update={"step": None}) if record.failure is not None else step.last_error
     return step.model_copy(update={"state": record.state, "last_error": error, "next_retry_at": None})
+
+
+def _canceled_outside_event(operation: Operation, now: datetime) -> AuditEvent:
+    return AuditEvent(
+        id=f"{operation.id}:undoing:operation.cancel_requested",
+        at=now,
+        actor=Actor(type=ActorType.EXTERNAL, id="temporal"),
+        action="operation.cancel_requested",
+        outcome=Outcome.SUCCESS,
+        resource=Resource(type="operation", id=operation.id),
+        tenant_slug=operation.tenant_slug,
+        partner_slug=operation.partner_slug,
+        source="temporal",
+        operation_id=operation.id,
+    )
 
 
 def _parked_event(operation: Operation, step: str, record: StepRecord, now: datetime) -> AuditEvent:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from domain.errors import AttemptOutdated, OperationClosed
+from domain.errors import AttemptOutdated, OperationClosed, OperationUndoing
 from domain.operations import (
     FINISHED_STEPS,
     SETTLED_STEPS,
@@ -191,7 +191,10 @@ class OperationRepository:
             change: returns the steps that change, by name; may run several times.
             also: writes what must be kept with it, given the operation before and after the change.
             at: when the workflow asked for it, by Temporal's clock.
-            undoing: records that the operation is being canceled; then every decision has taken effect.
+            undoing: records that the operation is being canceled; then every decision has taken effect. If its
+                outcome stands nothing changes, and `undoing_since` of what is returned says so.
+
+        A step that was given a state since `at` keeps it: this is a late attempt of something done already.
 
         Raises:
             OperationClosed: the operation has ended.
@@ -199,7 +202,13 @@ class OperationRepository:
 
         async def body(session: Session) -> Operation:
             before = await self._open(operation_id, session)
-            changed = {name: step.model_copy(update={"given_at": at}) for name, step in change(before).items()}
+            if undoing and before.settled_at is not None and before.undoing_since is None:
+                return before
+            changed = {
+                name: step.model_copy(update={"given_at": at})
+                for name, step in change(before).items()
+                if (given_at := before.step(name).given_at) is None or given_at < at
+            }
             after = before.model_copy(update={"decisions": _without(before.decisions, set(changed))})
             if undoing:
                 now = before.undoing_since or at
@@ -238,6 +247,7 @@ class OperationRepository:
 
         Raises:
             OperationClosed: the operation has ended.
+            OperationUndoing: it is being undone, and this step does not undo.
             AttemptOutdated: a newer attempt was recorded, or the workflow has given the step up meanwhile: then this
                 attempt comes from a worker that was cut off.
         """
@@ -292,7 +302,7 @@ class OperationRepository:
                 query, update, projection={path: 1, "requestId": 1}, return_document=True
             )
         if found is None:
-            raise await self._superseded(operation_id)
+            raise await self._superseded(operation_id, name)
         return Begun(Step.model_validate(found["steps"][step_key(name)]), found["requestId"])
 
     async def mark_acting(self, operation_id: str, name: str, fence: Fence, acting: Acting | None) -> None:
@@ -411,7 +421,7 @@ class OperationRepository:
                 "closed_at": at,
                 "error": failure,
                 "result": result,
-                "progress": operation.progress.model_copy(update={"message": ""}),
+                "progress": _progress(steps, ""),
                 "decisions": [],
                 "steps": steps,
                 "revision": operation.revision + 1,
@@ -430,13 +440,12 @@ class OperationRepository:
         return operation
 
     async def _save_steps(self, operation: Operation, steps: dict[str, Step], session: Session) -> Operation:
-        done = sum(step.state in SETTLED_STEPS for step in steps.values())
         parked = any(step.state is StepState.PARKED for step in steps.values())
         saved = operation.model_copy(
             update={
                 "steps": steps,
                 "state": OperationState.NEEDS_OPERATOR if parked else OperationState.RUNNING,
-                "progress": Progress(done=done, total=len(steps), message=operation.progress.message),
+                "progress": _progress(steps, operation.progress.message),
                 "revision": operation.revision + 1,
             }
         )
@@ -460,14 +469,21 @@ class OperationRepository:
         async with self._turn(operation_id):
             answer = await self._operations.update_one(query, update)
         if answer.matched_count == 0:
-            raise await self._superseded(operation_id)
+            raise await self._superseded(operation_id, name)
 
-    async def _superseded(self, operation_id: str) -> OperationClosed | AttemptOutdated:
+    async def _superseded(self, operation_id: str, name: str) -> OperationClosed | OperationUndoing | AttemptOutdated:
         """Return why an attempt may not write."""
         operation = await self.get(operation_id)
-        if operation is not None and operation.open:
-            return AttemptOutdated("A newer attempt of this step has begun.")
-        return OperationClosed("The operation has ended.")
+        if operation is None or not operation.open:
+            return OperationClosed("The operation has ended.")
+        if operation.undoing_since is not None and not is_undo(name):
+            return OperationUndoing("The operation is being undone.")
+        return AttemptOutdated("A newer attempt of this step has begun.")
+
+
+def _progress(steps: dict[str, Step], message: str) -> Progress:
+    done = sum(step.state in SETTLED_STEPS for step in steps.values())
+    return Progress(done=done, total=len(steps), message=message)
 
 
 def _without(decisions: list[Decision], steps: set[str]) -> list[Decision]:

@@ -88,6 +88,10 @@ class UserRepository:
             {"memberships.tenantId": tenant_id}, {"$pull": {"memberships": {"tenantId": tenant_id}}}, session=session
         )
 
+    async def remove_membership(self, user_id: str, tenant_id: str) -> None:
+        """Take a user's place in a tenant away. Repeating it changes nothing."""
+        await self._users.update_one({"_id": user_id}, {"$pull": {"memberships": {"tenantId": tenant_id}}})
+
     async def link(self, user_id: str, subject: str) -> bool:
         """Keep the subject by which Authentik knows a user that had none. Repeating it changes nothing.
 

@@ -97,8 +97,9 @@ class TenantRepository:
         return [str(slug) for slug in await self._tenants.distinct("slug", visible.query)]
 
     async def newest(self) -> Tenant | None:
-        """Return the tenant that was created last."""
-        return from_document(Tenant, await self._tenants.find_one({}, sort=[("_id", -1)]))
+        """Return the tenant that was created last, of those that were not abandoned."""
+        kept = {"status": {"$ne": TenantStatus.ABANDONED.value}}
+        return from_document(Tenant, await self._tenants.find_one(kept, sort=[("_id", -1)]))
 
     async def domain_holder(self, names: list[str], session: Session) -> tuple[str, str] | None:
         """Return (domain, slug of the tenant) for the first of these names that is taken, None if all are free."""
@@ -234,8 +235,12 @@ class TenantRepository:
             },
         )
 
-    async def abandon(self, slug: str, at: datetime, session: Session) -> None:
-        """Give up a tenant that never was active: its domains are free again, nothing of it is provisioned."""
+    async def abandon(self, slug: str, at: datetime, session: Session) -> bool:
+        """Give up a tenant that never was active: its domains are free again, nothing of it is provisioned.
+
+        Returns:
+            False if it was not pending; then nothing changes.
+        """
         changes: dict[str, Any] = {
             "status": TenantStatus.ABANDONED.value,
             "domains": [],
@@ -243,11 +248,12 @@ class TenantRepository:
             "provisioningErrors": {},
             "updatedAt": at,
         }
-        await self._tenants.update_one(
+        answer = await self._tenants.update_one(
             {"slug": slug, "status": TenantStatus.PENDING.value},
             {"$set": changes, "$inc": {"version": 1}},
             session=session,
         )
+        return bool(answer.modified_count)
 
     async def forget_domain_id(self, slug: str, domain: str, external_id: str | None) -> None:
         """Turn a domain that is gone from Stalwart back into one that is only proved, unless another id was kept."""

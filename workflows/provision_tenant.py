@@ -103,7 +103,7 @@ class ProvisionTenant(Job):
     async def _provision(self) -> Failure | None:
         """Run the branches to their end and return the first failure of them."""
         plan = await self._steps.record(PlatformActivities.plan_provision, self._tenant)
-        if plan.canceled:
+        if plan.canceled and not self._steps.settled:
             raise JobCanceled
         self._mailbox_domain = plan.mailbox_domain
         systems = {
@@ -114,7 +114,7 @@ class ProvisionTenant(Job):
         }
         failures = await together(*(self._branch(system, part, plan) for system, part in systems.items()))
         # Of the last step, whose activity finished anyway, nobody has heard of it.
-        if self._steps.canceled and workflow.patched(CANCEL_UNDOES):
+        if self._steps.must_stop and workflow.patched(CANCEL_UNDOES):
             raise JobCanceled
         return next((each for each in failures if each is not None), None)
 
@@ -200,6 +200,10 @@ class ProvisionTenant(Job):
         self._steps.cancel()
         self._steps.settle()
         plan = await self._steps.record(PlatformActivities.plan_undoing, self._tenant)
+        if plan.outcome_stands:
+            # Canceled after a reset, when the tenant was in use already: all of it is looked at once more instead.
+            await self._finish(await self._provision())
+            return
         while plan.unsettled_seconds:
             await sleep_over(plan.unsettled_seconds)
             plan = await self._steps.record(PlatformActivities.plan_undoing, self._tenant)

@@ -13,7 +13,7 @@ from temporalio.types import MethodAsyncSingleParam
 
 with workflow.unsafe.imports_passed_through():
     from activities.platform import PlatformActivities
-    from domain.errors import OperationClosed
+    from domain.errors import OperationClosed, OperationUndoing
     from domain.ids import activity_id
     from domain.operations import DecisionAction, Failure, StepState, system_of
     from domain.provisioning import RetryProfile, StepRecord
@@ -90,15 +90,19 @@ class Steps:
         """
         generation = 1
         while True:
-            if self._must_stop:
+            if self.must_stop:
                 raise JobCanceled
             self.begun.add(name)
             try:
                 return await self._try(name, generation, method, request)
             except ActivityError as error:
-                if self._must_stop:
+                if self.must_stop:
                     raise JobCanceled from None
                 failure = failure_of(error)
+                if failure.code == OperationUndoing.default_code and not self.settled:
+                    # It was reset to before it heard of the cancel.
+                    self.cancel()
+                    raise JobCanceled from None
                 if failure.code == OperationClosed.default_code or not workflow.patched(PARK_STEPS):
                     raise
             await self._park(name, failure, generation)
@@ -118,7 +122,8 @@ class Steps:
         await self.record(PlatformActivities.record_step, request)
 
     @property
-    def _must_stop(self) -> bool:
+    def must_stop(self) -> bool:
+        """Whether no further step may begin."""
         return self.canceled and not self.settled
 
     async def _try(self, name: str, generation: int, method: MethodAsyncSingleParam[Any, P, R], request: P) -> R:
@@ -144,10 +149,10 @@ class Steps:
         self._parked[name] = None
         try:
             await self.record_state([name], StepState.PARKED, failure=failure, generation=generation)
-            await workflow.wait_condition(lambda: self._parked[name] is not None or self._must_stop)
+            await workflow.wait_condition(lambda: self._parked[name] is not None or self.must_stop)
         finally:
             decision = self._parked.pop(name)
-        if self._must_stop:
+        if self.must_stop:
             raise JobCanceled
         if decision is DecisionAction.SKIP:
             await self.record_state([name], StepState.SKIPPED)

@@ -42,6 +42,9 @@ COOKIE = "dezky_codec"
 SESSION_LASTS_SECONDS = 3600
 # Temporal takes no message above 4 MiB; base64 makes it a third larger, and JSON is wrapped around it.
 MAX_BODY_BYTES = 8 * 1024 * 1024
+# However short a payload is, it costs time on the event loop and up to about 200 bytes of answer: so the answer is at
+# most a few megabytes larger than the request. An event of Temporal's holds a handful.
+MOST_PAYLOADS = 10_000
 
 _SESSION = b"codec-session"
 
@@ -84,7 +87,8 @@ class CodecPayloads(Payload):
     """Temporal's payloads in protobuf's JSON form: `{metadata{name: base64}, data: base64}`."""
 
     # The CLI leaves an empty list out, as protobuf's JSON form does, and asks so about a failure without details.
-    payloads: list[dict[str, Any]] = Field(default_factory=list)
+    # Millions of wrong items must not become millions of errors.
+    payloads: list[dict[str, Any]] = Field(default_factory=list, max_length=MOST_PAYLOADS, fail_fast=True)
 
 
 class CodecSession(Model):
@@ -184,7 +188,13 @@ async def open_session(
 
 @router.get("/session", include_in_schema=False)
 async def session_page(request: Request) -> HTMLResponse:
-    """Show the field into which an operator pastes a token, so that their browser gets the cookie."""
+    """Show the field into which an operator pastes a token, so that their browser gets the cookie.
+
+    Raises:
+        Malformed: there is a query parameter.
+        NotFound: no web UI is configured.
+    """
+    refuse_unknown_query(request)
     settings: Settings = request.app.state.settings
     if settings.temporal_ui_url is None:
         raise NotFound("No Temporal web UI is configured.")

@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response, StreamingResponse
 from pymongo.errors import PyMongoError
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from api.access import Caller
 from api.live import LiveOperations
@@ -37,13 +37,23 @@ LastEventId = Annotated[
 
 
 class EventStream(StreamingResponse):
-    """A stream of events that leaves nothing behind when its client does."""
+    """A stream of events that holds a place while it is sent, and leaves nothing behind when its client does."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], live: LiveOperations) -> None:
         super().__init__(events, headers=_HEADERS)
         self._events = events
+        self._live = live
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the whole answer.
+
+        Raises:
+            Unavailable: there is no place; nothing was sent yet.
+        """
+        with self._live.place():
+            await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
         """Send the events until they end or the client leaves."""
@@ -69,10 +79,10 @@ async def watch_operation(
     operation = await readable_operation(store, caller, operation_id)
     if operation.closed_at is not None and operation.revision <= seen:
         return Response(status_code=204, headers=_HEADERS)
-    live: LiveOperations = request.app.state.live
-    if live.full:
-        raise Unavailable("As many operations are watched here as can be.", code="too_many_watchers")
-    return EventStream(_events(request, caller, operation, seen))
+    if seen > operation.revision:
+        # It was sent by a database that has since been set back: what it counted says nothing about this one.
+        seen = 0
+    return EventStream(_events(request, caller, operation, seen), request.app.state.live)
 
 
 def _revision(last_event_id: str | None) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from domain.provisioning import TenantRequest
+from runtime.clock import utcnow
 from runtime.settings import Settings
 from runtime.wiring import Store, Vendors, build_activities
 from tests.activities.jobs import Job, open_job
@@ -54,9 +57,11 @@ class House:
                 if error.type != "not_ready_yet":
                     raise
 
-    async def call(self, name: str, request: Any) -> Any:
-        """Run an activity that is no step."""
-        return await ActivityEnvironment().run(self._activities[name], request)
+    async def call(self, name: str, request: Any, *, at: datetime | None = None) -> Any:
+        """Run an activity that is no step, as its workflow asked for it at a time, now if none is given."""
+        environment = ActivityEnvironment()
+        environment.info = dataclasses.replace(environment.info, scheduled_time=at or utcnow())
+        return await environment.run(self._activities[name], request)
 
     async def fault(self, vendor: str, **spec: Any) -> str:
         """Set a fault and return its id."""

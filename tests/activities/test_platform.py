@@ -384,3 +384,88 @@ async def test_abandoned_after_the_end(house: House) -> None:
     await house.job.close()
     await house.call("record_tenant_abandoned", outcome(house))
     assert (await house.job.tenant()).status is TenantStatus.PENDING
+
+
+@pytest.mark.parametrize("late", [StepState.PARKED, StepState.PENDING])
+async def test_late_attempt_to_record_a_state(house: House, late: StepState) -> None:
+    """A worker that was cut off and records a state once more takes nothing back that has happened since."""
+    start = utcnow()
+    await house.call("plan_provision", house.job.request)
+    parked = given(house, StepState.PARKED, "ocis.group", failure=REFUSED)
+    wanted = given(house, StepState.PENDING, "ocis.group")
+    await house.call("record_step", parked, at=start - timedelta(seconds=2))
+    await house.call("record_step", wanted, at=start - timedelta(seconds=1))
+    await house.run("ocis.group", "ensure_files_group")
+    before = await house.job.operation()
+    if late is StepState.PARKED:
+        await house.call("record_step", parked, at=start - timedelta(seconds=2))
+    else:
+        await house.call("record_step", wanted, at=start - timedelta(seconds=1))
+    after = await house.job.operation()
+    assert (after.steps, after.state) == (before.steps, OperationState.RUNNING)
+    assert [action for action, _ in await house.job.events()].count("operation.parked") == 1
+
+
+async def test_late_attempt_to_plan(house: House) -> None:
+    """A plan that is made once more does not take back how far the tenant is."""
+    plan = await house.call("plan_provision", house.job.request)
+    await house.call("record_step", given(house, StepState.SKIPPED, *plan.steps))
+    before = (await house.job.tenant()).provisioning_status
+    await house.call("plan_provision", house.job.request)
+    assert (await house.job.tenant()).provisioning_status == before
+
+
+@pytest.mark.parametrize("told_by", ["operation", "tenant"])
+async def test_nothing_of_an_active_tenant_is_undone(house: House, store: Store, told_by: str) -> None:
+    """A run that was reset and then canceled in Temporal undoes nothing of a tenant that is in use."""
+    await house.call("plan_provision", house.job.request)
+    await house.run("ocis.group", "ensure_files_group")
+    await house.call("record_tenant_outcome", outcome(house))
+    # What an older worker did not record, the tenant's state tells; before it is read, the operation does.
+    table, changes = ("operations", {"settledAt": None}) if told_by == "tenant" else ("tenants", {"status": "pending"})
+    key = {"_id": house.job.operation_id} if told_by == "tenant" else {"slug": house.job.slug}
+    await store.database.collection(table).update_one(key, {"$set": changes})
+    before = await house.job.operation()
+    assert await house.call("plan_undoing", house.job.request) == UndoPlan(outcome_stands=True)
+    assert await house.job.operation() == before
+
+
+async def test_an_active_tenant_is_never_abandoned(house: House) -> None:
+    """Nothing is taken from a tenant that is in use."""
+    await house.call("record_tenant_outcome", outcome(house))
+    await house.call("record_tenant_abandoned", outcome(house))
+    assert (await house.job.tenant()).status is TenantStatus.ACTIVE
+    assert len((await house.job.admin()).memberships) == 1
+    assert await house.job.events() == [("tenant.activated", "success")]
+
+
+async def test_an_active_tenant_is_not_canceled_afterwards(house: House, store: Store) -> None:
+    """A cancel that an older worker's outcome did not know of comes too late."""
+    await house.call("record_tenant_outcome", outcome(house))
+    over = {"settledAt": None, "cancelRequestedAt": utcnow()}
+    await store.database.collection("operations").update_one({"_id": house.job.operation_id}, {"$set": over})
+    assert not (await house.call("record_tenant_outcome", outcome(house))).canceled
+
+
+async def test_a_cancel_in_temporal_has_its_event(house: House, store: Store) -> None:
+    """Undoing that nobody asked us for tells of who did; one that was asked for is told of once."""
+    await house.call("plan_undoing", house.job.request)
+    assert ("operation.cancel_requested", "success") in await house.job.events()
+    (event,) = await store.audit.find({"operationId": house.job.operation_id})
+    assert (event.actor.type.value, event.source) == ("external", "temporal")
+
+
+async def test_a_cancel_of_ours_has_no_second_event(house: House, store: Store) -> None:
+    """What was decided over the API has its event from there."""
+    await decided(house, store, DecisionAction.CANCEL)
+    await house.call("plan_undoing", house.job.request)
+    assert await house.job.events() == []
+
+
+async def test_progress_counts_every_step(house: House) -> None:
+    """In the end all steps are counted, also those that were not planned."""
+    await house.call("plan_provision", house.job.request)
+    await house.run("ocis.space", "ensure_space")
+    await house.call("close_operation", closing(house, REFUSED))
+    operation = await house.job.operation()
+    assert operation.progress.total == len(operation.steps)

@@ -197,13 +197,13 @@ async def test_weather(house: House, case: Case) -> None:
 
 @EVERY_REMOVAL
 async def test_made_by_another_operation(house: House, case: Case, store: Store) -> None:
-    """What carries the tenant's mark goes, whichever operation made it; only a person's login stays with its maker."""
+    """What carries the tenant's mark goes, and a person's login with ours, whichever operation made it."""
     await provision(house, case)
     request = house.job.request.model_copy(update={"operation_id": "another"})
     house.job.request = request
     house.job.domain_request = house.job.domain_request.model_copy(update={"operation_id": "another"})
     await house.run(undo(house, case), case.activity)
-    assert await left(house, case) == (1 if case.activity == "delete_login_user" else 0)
+    assert await left(house, case) == 0
 
 
 async def test_domain_is_only_proved_again(house: House) -> None:

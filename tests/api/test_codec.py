@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -18,7 +19,7 @@ from google.protobuf.json_format import MessageToDict
 from temporalio.api.common.v1 import Payload
 
 from api.routers import codec
-from api.routers.codec import COOKIE, MAX_BODY_BYTES
+from api.routers.codec import COOKIE, MAX_BODY_BYTES, MOST_PAYLOADS
 from runtime.clock import utcnow
 from runtime.codec import EncryptingCodec
 from runtime.settings import Settings
@@ -131,6 +132,27 @@ async def test_bad_bodies_are_refused(api: Api) -> None:
         assert wrong_fields(problem) == [["payloads", "1"]]
     many = await api.post("/codec/decode", "operator", json={"payloads": [{"data": 5}] * 60})
     assert len(wrong_fields(assert_problem(many, 422, "invalid"))) == 50
+
+
+async def test_only_so_many_payloads_are_read(api: Api) -> None:
+    """However little each says, neither the work nor the answer grows beyond what a request may hold."""
+    answer = await api.post("/codec/encode", "operator", json={"payloads": [{}] * MOST_PAYLOADS})
+    assert answer.status_code == 200
+    assert len(answer.json()["payloads"]) == MOST_PAYLOADS
+    assert len(answer.content) < MAX_BODY_BYTES
+    for count in (MOST_PAYLOADS + 1, 2_000_000):
+        for path in ("/codec/encode", "/codec/decode"):
+            content = json.dumps({"payloads": [{}] * count}, separators=(",", ":"))
+            problem = assert_problem(await api.post(path, "operator", content=content, headers=JSON), 422, "invalid")
+            assert wrong_fields(problem) == [["payloads"]]
+            assert f"{MOST_PAYLOADS}" in problem["errors"][0]["msg"]
+
+
+async def test_the_first_payload_that_is_no_object_ends_the_reading(api: Api) -> None:
+    """Of millions of mistakes one is told, and no others are looked for."""
+    content = json.dumps({"payloads": [1] * 1_000_000})
+    problem = assert_problem(await api.post("/codec/decode", "operator", content=content, headers=JSON), 422, "invalid")
+    assert wrong_fields(problem) == [["payloads", "0"]]
 
 
 async def test_what_temporal_adds_is_no_mistake(api: Api) -> None:
@@ -287,6 +309,7 @@ async def test_the_page_runs_its_own_script_only(api: Api) -> None:
     assert page.headers["Content-Type"].startswith("text/html")
     assert f'href="{TEMPORAL_UI}"' in page.text
     (script,) = re.findall("<script>(.*?)</script>", page.text, re.DOTALL)
+    assert_problem(await api.get("/codec/session?x=1", None), 400, "unknown_parameter")
     policy = page.headers["Content-Security-Policy"]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy

@@ -194,6 +194,24 @@ async def test_other_media_types_are_refused(api: Api, media_type: str | None) -
     assert_problem(response, 415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize("body", ["null", "[]", "1", '"slug"'])
+async def test_a_body_that_is_no_object(api: Api, body: str) -> None:
+    """The answer speaks of JSON, not of our code."""
+    problem = assert_problem(await api.post("/tenants", content=body, headers=JSON), 422, "invalid")
+    assert problem["errors"] == [{"loc": [], "msg": "The body must be a JSON object."}]
+
+
+async def test_a_part_that_is_no_object(api: Api) -> None:
+    """The same inside the body."""
+    problem = assert_problem(await api.post("/tenants", json=new_tenant(billingInfo=5)), 422, "invalid")
+    assert problem["errors"] == [{"loc": ["billingInfo"], "msg": "This must be a JSON object."}]
+
+
+async def test_an_empty_body_is_refused_where_one_is_needed(api: Api) -> None:
+    """Nothing is not JSON."""
+    assert_problem(await api.post("/tenants", content=b"", headers=JSON), 400, "malformed")
+
+
 async def test_a_compressed_body_is_refused(api: Api) -> None:
     """Nothing is unpacked here, so nothing can be unpacked into something huge."""
     headers = {**JSON, "Content-Encoding": "gzip"}

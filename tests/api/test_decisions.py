@@ -97,6 +97,16 @@ async def test_without_a_body(api: Api, store: Store, what: str) -> None:
     assert response.status_code == 202, response.text
 
 
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "text/plain", None])
+@EVERY
+async def test_an_empty_body_is_none(api: Api, store: Store, what: str, content_type: str | None) -> None:
+    """Whatever a client declares about nothing."""
+    operation = await parked(store)
+    headers = {"Content-Type": content_type} if content_type is not None else {}
+    response = await api.post(f"/operations/{operation.id}{what}", "operator", content=b"", headers=headers)
+    assert response.status_code == 202, response.text
+
+
 @pytest.mark.parametrize(
     ("options", "status", "code"),
     [

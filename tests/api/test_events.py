@@ -138,6 +138,18 @@ async def close(store: Store, operation: Operation) -> Operation:
     )
 
 
+def _scope(api: Api, operation: Operation, spec_version: str = "2.3") -> dict[str, Any]:
+    """Return how a server asks the application for the events of an operation."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": spec_version},
+        "method": "GET",
+        "path": f"/operations/{operation.id}/events",
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {api.token('nordic')}".encode())],
+    }
+
+
 async def eventually(look: Callable[[], Any]) -> None:
     """Return once something holds."""
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -200,13 +212,18 @@ async def test_an_operation_that_has_ended(watcher: Api, store: Store, operation
         assert answer.headers["Cache-Control"] == "no-store"
 
 
-async def test_a_stream_from_beyond_the_last_revision_still_ends(
+async def test_a_revision_that_is_not_reached_yet_counts_as_none(
     watcher: Api, store: Store, operation: Operation
 ) -> None:
-    """A revision that never comes keeps nobody waiting once the operation has ended."""
+    """Who has seen more than there is, as before a backup was restored, gets what there is."""
+    await change(store, operation)
+    for after in (3, 1000):
+        async with watching(watcher, operation, after=after) as stream:
+            assert (await stream.next()).id == 2
     async with watching(watcher, operation, after=1000) as stream:
+        assert (await stream.next()).id == 2
         await close(store, operation)
-        assert await stream.rest() == []
+        assert [event.id for event in await stream.rest()] == [3]
 
 
 async def test_an_end_between_the_first_read_and_the_watch_is_not_missed(
@@ -400,9 +417,69 @@ async def test_as_many_as_can_be_and_no_more(
             answer = await watcher.get(f"/operations/{operation.id}/events")
             assert_problem(answer, 503, "too_many_watchers")
             assert int(answer.headers["Retry-After"]) > 0
-        await eventually(lambda: not live.full)
+        await eventually(lambda: live._places_taken == 1)
         async with watching(watcher, operation) as third:
             await third.next()
+
+
+async def test_of_many_who_come_at_once_no_more_get_in(
+    app: FastAPI, api: Api, live: LiveOperations, operation: Operation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place is taken before the answer begins, and is free again when its client left before the first byte."""
+    monkeypatch.setattr(api_live, "MOST_WATCHES", 3)
+    statuses: list[int] = []
+    leave = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+            if message["status"] == 200:
+                await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        await leave.wait()
+        return {"type": "http.disconnect"}
+
+    burst = [asyncio.create_task(app(_scope(api, operation), receive, send)) for _ in range(10)]
+    await eventually(lambda: len(statuses) == len(burst))
+    assert sorted(statuses) == [200] * 3 + [503] * 7
+    leave.set()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await asyncio.gather(*burst)
+    assert (live._places_taken, live._watches) == (0, {})
+
+
+async def test_a_place_is_given_back_however_the_answer_ends(
+    app: FastAPI, api: Api, live: LiveOperations, operation: Operation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After HEAD, after a client that was gone at once, and after one that could not be written to."""
+    monkeypatch.setattr(api_live, "MOST_WATCHES", 1)
+
+    async def gone() -> Message:
+        await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    async def broken(_: Message) -> None:
+        raise OSError("gone")
+
+    for _ in range(2):
+        assert (await api.request("HEAD", f"/operations/{operation.id}/events")).status_code == 200
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(_scope(api, operation), gone, send)
+    assert not [message for message in sent if message.get("status") == 503]
+
+    async def stays() -> Message:
+        await asyncio.Event().wait()
+        return {}
+
+    for version in ("2.3", "2.4"):
+        with pytest.raises(Exception):  # noqa: B017, PT011 - whichever way it is told
+            await app(_scope(api, operation, version), stays, broken)
+    assert (live._places_taken, live._watches) == (0, {})
 
 
 async def test_a_client_that_leaves_leaves_nothing(watcher: Api, live: LiveOperations, operation: Operation) -> None:
@@ -475,15 +552,7 @@ async def test_a_slow_client_gets_the_newest_and_the_last(
         await asyncio.Event().wait()
         return {}
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "method": "GET",
-        "path": f"/operations/{operation.id}/events",
-        "query_string": b"",
-        "headers": [(b"authorization", f"Bearer {api.token('nordic')}".encode())],
-    }
-    serving_slowly = asyncio.create_task(app(scope, receive, send))
+    serving_slowly = asyncio.create_task(app(_scope(api, operation), receive, send))
     async with watching(watcher, operation) as quick:
         await eventually(lambda: ids)
         for number in range(20):

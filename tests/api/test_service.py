@@ -10,9 +10,11 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 from pymongo.errors import OperationFailure
+from starlette.types import Message, Receive, Scope, Send
 
 import store.database
 from api.app import create_app
+from api.middleware import LONGEST_LOGGED_PATH, RequestContext
 from api.routers import health
 from runtime import intents
 from runtime.settings import Settings
@@ -95,6 +97,41 @@ async def test_a_forwarded_address_counts_only_from_proxies(
 async def test_unknown_paths(api: Api, path: str) -> None:
     """A path that leads nowhere is a problem document too."""
     assert_problem(await api.get(path), 404, "not_found")
+
+
+def _logged_paths(caplog: pytest.LogCaptureFixture) -> list[str]:
+    events: list[Any] = [record.msg for record in caplog.records if "'request'" in str(record.msg)]
+    return [event["path"] for event in events]
+
+
+async def test_a_path_is_logged_as_it_was_sent(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    """A stranger can write no control characters, and no pages, into the log."""
+    await api.get("/%1b%5b2Jcleared%00/tenants%2Facme/%c3%a9", None)
+    await api.get(f"/{'x' * 5000}", None)
+    wild, long = _logged_paths(caplog)
+    assert wild.lower() == "/%1b%5b2jcleared%00/tenants%2facme/%c3%a9"
+    assert long == f"/{'x' * (LONGEST_LOGGED_PATH - 1)}"
+
+
+@pytest.mark.parametrize("scope", [{"path": "/\x1b[2J\0"}, {"path": "", "raw_path": b"/\x1b[2J\0\xff\n"}])
+async def test_what_a_server_lets_pass_is_encoded_for_the_log(
+    scope: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the server tells no raw path, or an unclean one."""
+
+    async def nothing(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        return
+
+    await RequestContext(nothing, [])({"type": "http", "method": "GET", "headers": [], **scope}, receive, send)
+    (path,) = _logged_paths(caplog)
+    assert path.startswith("/%1B%5B2J%00")
+    assert path.isprintable()
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,9 @@ _WAIT = "Nothing: it is tried again."
 _LOOK = "Operator: read `lastError` of the step, put it right in the vendor's system."
 
 CODES = {
-    "malformed": Words("Malformed", "The body is not JSON, or `Last-Event-ID` is none that was sent.", _FIX),
+    "malformed": Words(
+        "Malformed", "The body is not JSON, or `Last-Event-ID` is no number of at most 15 digits.", _FIX
+    ),
     "unknown_parameter": Words("Malformed", "A query parameter is not one of the route's.", _FIX),
     "cursor_malformed": Words("Malformed", "The cursor is not of this list or order.", "Start again without a cursor."),
     "idempotency_key_malformed": Words("Malformed", "The key is not 1 to 255 printable ASCII characters.", _FIX),
@@ -137,6 +139,11 @@ CODES = {
     "too_many_watchers": Words("Unavailable", "The process sends as many event streams as it can.", "Retry."),
     "issuer_unavailable": Words("Unavailable", "The issuer's keys cannot be fetched and none are known.", "Retry."),
     "operation_closed": Words("OperationClosed", "An attempt came after its operation ended.", "Nothing."),
+    "operation_undoing": Words(
+        "OperationUndoing",
+        "An attempt came while its operation is undone: its run was reset.",
+        "Nothing: it is undone.",
+    ),
     "attempt_outdated": Words("AttemptOutdated", "An attempt came after a newer one of its step.", "Nothing."),
     "resource_changed": Words(
         "ResourceChanged", "An attempt chose an object after another attempt had recorded one.", "Nothing."

@@ -5,6 +5,7 @@ Each cell is a tenant of its own. The cells of a column run at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ REFUSAL = {
     "content_type": "application/json",
 }
 STEP = "ocis.space"
+TASK_COMPLETED = "EVENT_TYPE_WORKFLOW_TASK_COMPLETED"
 STATES = ["writing", "backing off", "needs operator", "undoing", "settling", "ended"]
 ACTIONS = ["retry", "skip", "cancel", "terminate", "reset", "worker killed", "decision lost"]
 
@@ -93,6 +95,10 @@ class Cell:
     @property
     def slug(self) -> str:
         return f"x-{self.state}-{self.action}".replace(" ", "-")
+
+    @property
+    def workflow_id(self) -> str:
+        return f"tenant/{self.slug}/{self.operation_id}"
 
     def operation(self) -> dict[str, Any]:
         """Return the operation as an operator reads it."""
@@ -169,7 +175,7 @@ def arrange(cell: Cell) -> None:
 
 def act(cell: Cell) -> None:
     """Let happen what the cell is about."""
-    workflow = f"tenant/{cell.slug}/{cell.operation_id}"
+    workflow = cell.workflow_id
     match cell.action:
         case "retry" | "cancel":
             cell.answer = _told(cell.decide(cell.action))
@@ -313,6 +319,28 @@ def test_decision_lost(platform: Platform, capsys: pytest.CaptureFixture[str]) -
         eventually("the API is back", lambda: _answers(platform))
 
     play(platform, ["decision lost"], capsys, between=lambda: platform.freeze("worker"), after=end)
+
+
+def test_reset_and_canceled_in_temporal(platform: Platform) -> None:
+    """Two things at once: an active tenant is not taken apart, and a run that forgot its cancel learns of it again."""
+    settling, undoing = Cell(platform, "settling", "reset"), Cell(platform, "undoing", "reset")
+    for cell in (settling, undoing):
+        cell.action += " and more"
+        arrange(cell)
+    _reset(settling, "--type", "FirstWorkflowTask")
+    assert platform.temporal("workflow", "cancel", "-w", settling.workflow_id).returncode == 0
+    # The third task is one before it heard of the cancel, and the cancel is not told again.
+    shown = platform.temporal("workflow", "show", "-w", undoing.workflow_id, "--output", "json").stdout
+    tasks = [each["eventId"] for each in json.loads(shown)["events"] if each["eventType"] == TASK_COMPLETED]
+    _reset(undoing, "--event-id", tasks[2], "--reapply-exclude", "Update")
+    for cell in (settling, undoing):
+        conclude(cell)
+    assert (settling.outcome, undoing.outcome) == ("completed", "canceled")
+
+
+def _reset(cell: Cell, *where: str) -> None:
+    done = cell.platform.temporal("workflow", "reset", "-w", cell.workflow_id, *where, "--reason", "by hand")
+    assert done.returncode == 0, done.stderr
 
 
 def _answers(platform: Platform) -> bool:

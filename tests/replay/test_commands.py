@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import logging
 import os
 import socket
@@ -139,6 +140,43 @@ async def test_saved_under_the_name_of_the_workflow(
     assert [each.name for each in tmp_path.iterdir()] == [f"{ended.replace('/', '-')}.json"]
 
 
+LONG = "x" * 300
+
+
+async def test_an_id_that_is_no_name_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However long and wild an id, it is looked for, and its history would lie under a name that can be."""
+    monkeypatch.chdir(tmp_path)
+    for workflow_id in (LONG, "\u00e9" * 300):
+        assert await run_save(workflow_id, None, None, None, tmp_path) == 2
+        assert "there is no such run" in capsys.readouterr().err
+    assert await run_replay([LONG, f"{LONG}.json"], None, tmp_path, all_open=False) == 2
+    told = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(f"{LONG}: could not be checked: there is no such run") for line in told)
+    assert any(line.startswith(f"{LONG}.json: could not be checked: it cannot be read") for line in told)
+
+
+async def test_a_long_id_is_saved_under_a_short_name(
+    server: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part of it that fits into a name is kept."""
+    monkeypatch.chdir(tmp_path)
+    handle = await server.start_workflow("Nobody", id=LONG, task_queue="nobody")
+    try:
+        assert await run_save(LONG, None, None, None, tmp_path) == 0
+    finally:
+        await handle.terminate()
+        await listed(server, 0)
+    assert [each.name for each in tmp_path.iterdir()] == [f"{'x' * 200}.json"]
+
+
+async def test_a_name_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told before anything is fetched."""
+    assert await run_save("tenant/acme/x", None, tmp_path / LONG, None, tmp_path) == 1
+    assert "cannot be written: File name too long." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -146,9 +184,10 @@ async def test_saved_under_the_name_of_the_workflow(
         ("PAYLOAD_KEYS", payload_keys("other"), "not among the keys given"),
         ("PAYLOAD_KEYS", "nonsense", "PAYLOAD_KEYS cannot be read"),
         ("TEMPORAL_ADDRESS", f"127.0.0.1:{free_port()}", "Temporal does not answer"),
+        ("TEMPORAL_ADDRESS", "127.0.0.1:99999999", "Temporal does not answer"),
         ("TEMPORAL_ADDRESS", "", "No stack runs in"),
     ],
-    ids=["no keys", "other keys", "wrong keys", "away", "nowhere"],
+    ids=["no keys", "other keys", "wrong keys", "away", "no address", "nowhere"],
 )
 async def test_cannot_be_had(
     name: str, value: str, message: str, ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -259,13 +298,43 @@ async def test_what_was_not_checked_never_fits(
     assert "could not be checked: RuntimeError: broken" in capsys.readouterr().out
 
 
+async def test_a_crash_is_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever breaks, 1 is said of runs only that do not fit."""
+
+    def broken() -> None:
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr(cli.replay, "workflow_runner", broken)
+    assert await run_replay([str(HAPPY)], None, tmp_path, all_open=False) == 2
+    assert "ZeroDivisionError: unforeseen" in capsys.readouterr().err
+
+
+def test_a_start_without_its_input(tmp_path: Path) -> None:
+    """The verdict stands alone: what the SDK drops on the way is not told."""
+    damaged = json.loads(HAPPY.read_text())
+    del damaged["events"][0]["workflowExecutionStartedEventAttributes"]["input"]
+    path = tmp_path / "damaged.json"
+    path.write_text(json.dumps(damaged))
+    done = replay(path, tmp_path)
+    assert done.returncode == 1
+    assert "does not fit" in done.stdout
+    assert done.stderr == "1 runs: 0 fit, 1 do not, 0 could not be checked.\n"
+
+
 @pytest.mark.parametrize(("path", "code"), [(str(HAPPY), 0), (str(HAPPY.parent), 2)], ids=["fits", "is no file"])
 def test_exit_code(path: str, code: int, tmp_path: Path) -> None:
     """The command says by its exit code how it went."""
-    command = [sys.executable, "-m", "cli.main", "replay", path, "--data-dir", str(tmp_path)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = replay(path, tmp_path)
     assert done.returncode == code, done.stderr
+
+
+def replay(path: str | Path, data_dir: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command on a file, without a server."""
+    command = [sys.executable, "-m", "cli.main", "replay", str(path), "--data-dir", str(data_dir)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 async def test_every_kind_of_payload_is_opened() -> None:

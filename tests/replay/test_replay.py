@@ -186,6 +186,24 @@ async def test_run_that_decided_nothing_fits(events: int, changes: Changes) -> N
     assert verdict.fits, verdict
 
 
+DAMAGED = {
+    "one is missing": [*range(40), *range(41, 83)],
+    "the last but one is missing": [*range(81), 82],
+    "one stands twice": [*range(41), *range(40, 83)],
+    "all stand twice": [*range(83), *range(83)],
+    "two have changed places": [*range(40), 41, 40, *range(42, 83)],
+}
+
+
+@pytest.mark.parametrize("places", DAMAGED.values(), ids=DAMAGED)
+async def test_a_damaged_history_says_nothing_about_the_code(places: list[int]) -> None:
+    """Each event must be there once and in order, else neither verdict would be true."""
+    events = history(HAPPY).events
+    assert len(events) == 83
+    with pytest.raises(ValueError, match="it is damaged: event "):
+        await ReplayGate(WORKFLOWS, workflow_runner()).check(WorkflowHistory("x", [events[each] for each in places]))
+
+
 async def test_something_else_is_no_history() -> None:
     """What does not begin with a start is refused."""
     gate = ReplayGate(WORKFLOWS, workflow_runner())

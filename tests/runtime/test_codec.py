@@ -210,6 +210,7 @@ REFUSED = {
     "short key": f"a:{base64.b64encode(b's3cret' * 5).decode()}",
     "long key": f"a:{base64.b64encode(b's3cret' * 6).decode()}",
     "no base64": f"a:{'s3cret' * 8}!",
+    "not even ASCII": "a:\u00e9",
     "no padding": GOOD.rstrip("="),
     "a comma too many": f"{GOOD},",
     "the id twice": f"{GOOD},a{payload_keys('b')[1:]}",
@@ -224,6 +225,13 @@ def test_a_wrong_ring_is_refused_without_telling_it(text: str) -> None:
         KeyRing.parse(text)
     assert "s3cret" not in str(raised.value)
     assert GOOD.partition(":")[2] not in str(raised.value)
+
+
+def test_how_long_an_id_may_be_is_said() -> None:
+    """An id of 64 characters is one, and whoever gives a longer one is told why it is none."""
+    assert KeyRing.parse(f"{'x' * 64}{GOOD[1:]}").current == "x" * 64
+    with pytest.raises(ValueError, match="at most 64 characters"):
+        KeyRing.parse(f"{'x' * 65}{GOOD[1:]}")
 
 
 def test_a_ring_does_not_print() -> None:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from temporalio import activity, workflow
+from temporalio.api.failure.v1 import Failure
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, CancelledError
@@ -601,3 +602,17 @@ async def test_nothing_else_is_announced_by_an_outdated_attempt(job: Job) -> Non
 
     assert (await refusal(job.attempt(STEP, outdated))).type == "attempt_outdated"
     assert (await job.step(STEP)).acting == ACTING
+
+
+@pytest.mark.parametrize(
+    "error", [VendorUnavailable("ocis", "away"), ValueError("Bearer abc.SECRET")], ids=["ours", "a bug"]
+)
+async def test_nothing_leaves_with_its_cause(job: Job, error: Exception) -> None:
+    """What Temporal keeps is our bounded, redacted sentence, and not the exception behind it."""
+    told = await refusal(job.attempt(STEP, fail(error)))
+    assert told.__cause__ is None
+    assert told.__suppress_context__
+    failure = Failure()
+    await build_data_converter(None).encode_failure(told, failure)
+    assert not failure.HasField("cause")
+    assert "SECRET" not in failure.message

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 from pymongo.errors import DuplicateKeyError
 
-from domain.errors import AttemptOutdated, OperationClosed
+from domain.errors import AttemptOutdated, OperationClosed, OperationUndoing
 from domain.operations import Acting, Failure, Fence, Operation, OperationState, Step, StepState
 from runtime.clock import utcnow
 from runtime.wiring import Store, build_recorder
@@ -257,7 +257,7 @@ async def test_an_attempt_from_before_the_workflow_gave_the_step_up(
 async def test_only_undoing_begins_while_it_is_undone(store: Store, operation: Operation) -> None:
     """Once a canceled operation is being undone, no other step begins, whether it was ever seen or not."""
     await give(store, operation, "ocis.space", StepState.COMPENSATING, seconds=10, undoing=True)
-    with pytest.raises(AttemptOutdated):
+    with pytest.raises(OperationUndoing):
         await begin(store, operation, fence(1, scheduled=20))
     begun = await store.operations.begin_attempt(
         operation.id, "ocis.space_undo", fence(1, scheduled=20), LONG_AGO, DEADLINE

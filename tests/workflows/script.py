@@ -95,6 +95,7 @@ class Script:
     # For how long a canceled run is told to wait before it undoes anything.
     undo_waits: list[timedelta] = field(default_factory=list)
     canceled_before_outcome: bool = False
+    outcome_stands: bool = False
     outcome: OutcomeRequest | None = None
     abandoned: OutcomeRequest | None = None
     undo_planned_at: datetime | None = None
@@ -134,6 +135,8 @@ class Script:
 
     def plan_undoing(self) -> UndoPlan:
         """Say what is to be undone, and how long to wait before."""
+        if self.outcome_stands:
+            return UndoPlan(outcome_stands=True)
         wait = self.undo_waits.pop(0) if self.undo_waits else timedelta(0)
         self.undo_planned_at = activity.info().scheduled_time
         tried = [name for name in self.plan.steps if name in self.begun and object_of(name) in UNDOABLE]

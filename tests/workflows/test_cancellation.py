@@ -12,7 +12,7 @@ import pytest
 from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
-from domain.errors import ForeignObject, VendorRateLimited
+from domain.errors import ForeignObject, OperationUndoing, VendorRateLimited
 from domain.operations import DecisionAction, OperationState, undo_of
 from domain.provisioning import UNDOABLE, ProvisionPlan
 from tests.workflows.script import MAIL_DOMAIN, NEEDED_BY, PLAN, STEPS, Script, Stage, until_cancelled
@@ -272,3 +272,27 @@ async def test_smaller_plan(live_stage: Stage) -> None:
     plan = ProvisionPlan(domains=[], mailbox_domain=None, billing_enabled=False)
     script = await live_stage.play(Script(plan=plan, canceled_before_outcome=True))
     assert set(undone(script)) == {undo_of(name) for name in plan.steps if name in UNDOABLE}
+
+
+async def test_reset_to_before_the_cancel(live_stage: Stage) -> None:
+    """A run that was reset to before it heard of the cancel learns it from the first step that is refused for it."""
+    script = Script().fails("ocis.space", OperationUndoing("being undone"))
+    await live_stage.play(script)
+    assert script.waiting == set()
+    assert script.outcome is None
+    assert "ocis.space_undo" in script.ended
+    assert script.closed.state is OperationState.CANCELED
+
+
+async def test_canceled_in_temporal_when_the_tenant_is_in_use(live_stage: Stage) -> None:
+    """A run that was reset and canceled though its tenant is active looks at all of it once more, and completes."""
+    script = Script(attempts={"ocis.space": [until_cancelled]}, outcome_stands=True)
+    handle = await live_stage.start(script)
+    await until(live_stage, lambda: script.running == {"ocis.space"})
+    await handle.cancel()
+    await handle.result()
+    assert undone(script) == []
+    assert set(script.ended) == STEPS
+    assert script.abandoned is None
+    assert script.outcome is not None
+    assert script.closed.state is OperationState.COMPLETED
