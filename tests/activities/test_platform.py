@@ -462,10 +462,12 @@ async def test_a_cancel_of_ours_has_no_second_event(house: House, store: Store) 
     assert await house.job.events() == []
 
 
-async def test_progress_counts_every_step(house: House) -> None:
-    """In the end all steps are counted, also those that were not planned."""
-    await house.call("plan_provision", house.job.request)
-    await house.run("ocis.space", "ensure_space")
-    await house.call("close_operation", closing(house, REFUSED))
+async def test_progress_counts_every_step(house: House, store: Store) -> None:
+    """In the end all steps are counted, also one that was not planned and whose attempt never ended."""
+    plan = await house.call("plan_provision", house.job.request)
+    now = utcnow()
+    fence = Fence(scheduled_at=now, number=1)
+    await store.operations.begin_attempt(house.job.operation_id, "ocis.space_double.1", fence, now, now)
+    assert await house.call("close_operation", closing(house, REFUSED)) == 0
     operation = await house.job.operation()
-    assert operation.progress.total == len(operation.steps)
+    assert operation.progress.total == len(operation.steps) == len(plan.steps) + 1

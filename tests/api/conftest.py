@@ -13,11 +13,13 @@ from pydantic import SecretStr
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
+from api import live
 from api.app import create_app
 from runtime.search_attributes import ensure_search_attributes
 from runtime.settings import AuthentikSettings, Settings
 from runtime.wiring import Store
 from sandbox.stack.layout import find_binary
+from store import database as store_database
 from tests.api.client import MAX_BODY_BYTES, PARTNERS, PEOPLE, PUBLIC_URL, TEMPORAL_UI, Api
 from tests.api.issuers import OPERATOR, PORTAL, Issuers
 from tests.conftest import TOKEN, make_settings
@@ -104,3 +106,11 @@ async def call_from(app: FastAPI, issuers: Issuers, store: Store) -> AsyncIterat
 def api(call_from: CallFrom) -> Api:
     """A caller of the application."""
     return call_from()
+
+
+@pytest.fixture
+def quick_watching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for nothing that a test does not ask for, and let nothing be mended that should not have been missed."""
+    monkeypatch.setattr(store_database, "LONGEST_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(live, "START_OVER_AFTER_SECONDS", 0.02)
+    monkeypatch.setattr(live, "LOOK_AGAIN_EVERY_SECONDS", 3600.0)

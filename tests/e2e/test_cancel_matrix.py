@@ -86,6 +86,38 @@ def submit(platform: Platform, slug: str, step: str, **fault: Any) -> Cell:
     return Cell(step, slug, identifier, answer.json()["id"], tenant)
 
 
+def submit_undoing(platform: Platform, name: str, **fault: Any) -> list[Cell]:
+    """Order a tenant for each removal, which meets a fault at it once the tenant is canceled."""
+    cells = []
+    for number, (step, method, part) in enumerate(UNDOING):
+        slug = f"u{number}-{name}"
+        # One of its steps parks, so that everything else is made and it can still be canceled.
+        needles = [f"tenant/{slug}/", "/ocis.member."]
+        platform.inject("ocis", "status", status=400, method="POST", contains=needles)
+        cells.append(submit(platform, slug, step, method=method, part=part, **fault))
+    return cells
+
+
+def cancel_made(platform: Platform, cells: list[Cell]) -> None:
+    """Cancel each tenant once all but the parked step of it is made."""
+    for cell in cells:
+        eventually(f"all of {cell.slug} is made", functools.partial(_all_but_one_made, platform, cell))
+        cancel(platform, cell)
+
+
+def conclude(
+    platform: Platform, cells: list[Cell], title: str, columns: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wait for the end of every cell, print what came of them, and see that nothing is left."""
+    for cell in cells:
+        cell.outcome = outcome(platform, cell)
+    with capsys.disabled():
+        print("\n\n" + f"{title:<26}" + "".join(f"{each:<22}" for each in columns))
+        for step in dict.fromkeys(cell.step for cell in cells):
+            print(f"{step:<26}" + "".join(f"{cell.outcome:<22}" for cell in cells if cell.step == step))
+    assert [f"{cell.slug} {cell.step}: {cell.outcome}" for cell in cells if cell.outcome != "nothing left"] == []
+
+
 def cancel(platform: Platform, cell: Cell) -> None:
     """Cancel a cell's job, as an operator does."""
     with platform.api("operator") as http:
@@ -144,34 +176,15 @@ def test_canceled_during_each_write(platform: Platform, capsys: pytest.CaptureFi
         # The request was given up by then: what it does now it does behind our back.
         eventually(f"{cell.step} is being undone", functools.partial(_undoing, platform, cell))
         platform.release(cell.vendor, cell.fault)
-    for cell in cells:
-        cell.outcome = outcome(platform, cell)
-    with capsys.disabled():
-        print("\n\n" + f"{'canceled during':<26}" + "".join(f"{each:<22}" for each in HELD.values()))
-        for step, _, _ in WRITES:
-            print(f"{step:<26}" + "".join(f"{cell.outcome:<22}" for cell in cells if cell.step == step))
-    assert [f"{cell.slug} {cell.step}: {cell.outcome}" for cell in cells if cell.outcome != "nothing left"] == []
+    conclude(platform, cells, "canceled during", list(HELD.values()), capsys)
     _names_are_as_promised(platform, cells[0])
 
 
 def test_a_refused_undoing_keeps_the_job(platform: Platform, capsys: pytest.CaptureFixture[str]) -> None:
     """A removal that is refused waits for an operator, and the job is canceled only once it is done."""
-    cells = []
-    for number, (step, method, part) in enumerate(UNDOING):
-        slug = f"u{number}-refused"
-        # One of its steps parks, so that everything else is made and it can still be canceled.
-        needles = [f"tenant/{slug}/", "/ocis.member."]
-        platform.inject("ocis", "status", status=400, method="POST", contains=needles)
-        refusal: dict[str, Any] = {
-            "action": "status",
-            "status": 400,
-            "body": REFUSAL,
-            "content_type": "application/json",
-        }
-        cells.append(submit(platform, slug, step, method=method, part=part, times=None, **refusal))
-    for cell in cells:
-        eventually(f"all of {cell.slug} is made", functools.partial(_all_but_one_made, platform, cell))
-        cancel(platform, cell)
+    refusal = {"status": 400, "body": REFUSAL, "content_type": "application/json", "times": None}
+    cells = submit_undoing(platform, "refused", action="status", **refusal)
+    cancel_made(platform, cells)
     for cell in cells:
         eventually(f"{cell.step} is parked", functools.partial(_parked, platform, cell))
     for cell in cells:
@@ -179,27 +192,15 @@ def test_a_refused_undoing_keeps_the_job(platform: Platform, capsys: pytest.Capt
         platform.release(cell.vendor, cell.fault)
         with platform.api("operator") as http:
             assert http.post(f"/operations/{cell.operation_id}/retry").status_code == 202
-    for cell in cells:
-        cell.outcome = outcome(platform, cell)
-    with capsys.disabled():
-        print("\n\nremoval refused, then retried")
-        for cell in cells:
-            print(f"{cell.step:<26}{cell.outcome}")
-    assert [f"{cell.step}: {cell.outcome}" for cell in cells if cell.outcome != "nothing left"] == []
+    conclude(platform, cells, "removal", ["refused, then retried"], capsys)
 
 
 def test_accidents_while_undoing(platform: Platform, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever removal is under way when the worker dies, or its answer is lost: nothing is left in the end."""
-    cells = []
-    for accident in ACCIDENTS:
-        for number, (step, method, part) in enumerate(UNDOING):
-            slug = f"a{number}-{accident.replace('_', '-')}"
-            needles = [f"tenant/{slug}/", "/ocis.member."]
-            platform.inject("ocis", "status", status=400, method="POST", contains=needles)
-            cells.append(submit(platform, slug, step, method=method, part=part, action=accident))
-    for cell in cells:
-        eventually(f"all of {cell.slug} is made", functools.partial(_all_but_one_made, platform, cell))
-        cancel(platform, cell)
+    cells = [
+        cell for accident in ACCIDENTS for cell in submit_undoing(platform, accident.replace("_", "-"), action=accident)
+    ]
+    cancel_made(platform, cells)
     for cell in cells:
         eventually(f"{cell.step} has met its fault", functools.partial(_met, platform, cell))
     platform.kill("worker")
@@ -208,13 +209,7 @@ def test_accidents_while_undoing(platform: Platform, capsys: pytest.CaptureFixtu
             # A newer attempt has begun: what is held is done as a zombie's.
             eventually(f"{cell.step} is tried again", functools.partial(_tried_again, platform, cell))
         platform.release(cell.vendor, cell.fault)
-    for cell in cells:
-        cell.outcome = outcome(platform, cell)
-    with capsys.disabled():
-        print("\n\n" + f"{'removal':<26}" + "".join(f"{each:<22}" for each in ACCIDENTS.values()))
-        for step, _, _ in UNDOING:
-            print(f"{step:<26}" + "".join(f"{cell.outcome:<22}" for cell in cells if cell.step == step))
-    assert [f"{cell.slug} {cell.step}: {cell.outcome}" for cell in cells if cell.outcome != "nothing left"] == []
+    conclude(platform, cells, "removal", list(ACCIDENTS.values()), capsys)
 
 
 def test_a_person_with_another_tenant_stays(platform: Platform) -> None:
