@@ -103,9 +103,10 @@ class ProvisionTenant(Job):
     async def _provision(self) -> Failure | None:
         """Run the branches to their end and return the first failure of them."""
         plan = await self._steps.record(PlatformActivities.plan_provision, self._tenant)
+        # Also of a run that was reset while it was undone: it may have a mailbox to remove.
+        self._mailbox_domain = plan.mailbox_domain
         if plan.canceled and not self._steps.settled:
             raise JobCanceled
-        self._mailbox_domain = plan.mailbox_domain
         systems = {
             "authentik": self._login(),
             "stalwart": self._mail(plan),

@@ -87,7 +87,11 @@ class Script:
     unsettled: timedelta | None = None
     not_yet: list[timedelta] = field(default_factory=list)
 
+    # What a run before a reset has made.
+    made: frozenset[str] = frozenset()
+
     begun: dict[str, datetime] = field(default_factory=dict)
+    requests: dict[str, dict[str, Any]] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     # States that the workflow gave to steps, in its order.
@@ -107,12 +111,13 @@ class Script:
         self.attempts[step] = [_raising(error) for error in errors]
         return self
 
-    async def step(self) -> SpaceResult:
+    async def step(self, request: dict[str, Any]) -> SpaceResult:
         """Act out one attempt of the step of the running activity."""
         info = activity.info()
         name = step_of_activity(info.activity_id)
         assert name is not None
         self.begun[name] = info.started_time
+        self.requests[name] = request
         self.running.add(name)
         try:
             todo = self.attempts.get(name)
@@ -139,7 +144,7 @@ class Script:
             return UndoPlan(outcome_stands=True)
         wait = self.undo_waits.pop(0) if self.undo_waits else timedelta(0)
         self.undo_planned_at = activity.info().scheduled_time
-        tried = [name for name in self.plan.steps if name in self.begun and object_of(name) in UNDOABLE]
+        tried = [name for name in self.plan.steps if name in {*self.begun, *self.made} and object_of(name) in UNDOABLE]
         return UndoPlan(unsettled_seconds=wait.total_seconds(), steps=tried)
 
     @property
@@ -246,8 +251,8 @@ class Stage:
 
     def _mock(self, name: str) -> Callable[..., Any]:
         @activity.defn(name=name)
-        async def run(_request: dict[str, Any]) -> SpaceResult:
-            return await self._script().step()
+        async def run(request: dict[str, Any]) -> SpaceResult:
+            return await self._script().step(request)
 
         return run
 

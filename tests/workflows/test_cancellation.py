@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 from domain.errors import ForeignObject, OperationUndoing, VendorRateLimited
 from domain.operations import DecisionAction, OperationState, undo_of
 from domain.provisioning import UNDOABLE, ProvisionPlan
-from tests.workflows.script import MAIL_DOMAIN, NEEDED_BY, PLAN, STEPS, Script, Stage, until_cancelled
+from tests.workflows.script import DOMAIN, MAIL_DOMAIN, NEEDED_BY, PLAN, STEPS, Script, Stage, until_cancelled
 from workflows.provision_tenant import UNDO
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
@@ -296,3 +296,14 @@ async def test_canceled_in_temporal_when_the_tenant_is_in_use(live_stage: Stage)
     assert script.abandoned is None
     assert script.outcome is not None
     assert script.closed.state is OperationState.COMPLETED
+
+
+async def test_reset_while_it_was_undone(live_stage: Stage) -> None:
+    """A run that starts over while it is undone removes what the one before it made, each under its own domain."""
+    plan = PLAN.model_copy(update={"canceled": True})
+    script = await live_stage.play(
+        Script(plan=plan, made=frozenset({"stalwart.mailbox", MAIL_DOMAIN, "stalwart.role"}))
+    )
+    assert undone(script) == ["stalwart.mailbox_undo", undo_of(MAIL_DOMAIN), "stalwart.role_undo"]
+    domains = {name: script.requests[name].get("domain") for name in undone(script)}
+    assert domains == {"stalwart.mailbox_undo": DOMAIN, undo_of(MAIL_DOMAIN): DOMAIN, "stalwart.role_undo": None}
